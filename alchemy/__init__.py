@@ -1,0 +1,3 @@
+"""alchemy: active learning of machine-learned interatomic potentials."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,55 @@
+"""Who is who: content keys of structures and labels, and the seeds derived from the campaign's.
+
+A structure's uid covers what the labels depend on: species, positions and cell on a grid of 1e-8 Å,
+periodicity, total charge and spin multiplicity (`atoms.info['charge']`, `['multiplicity']`; 0 is unset).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+
+GRID_PER_A = 1e8
+
+
+def snap(values: np.ndarray) -> np.ndarray:
+    """Round to the 1e-8 Å grid on which identity is defined; −0 becomes 0."""
+    return np.asarray(np.rint(np.asarray(values, dtype=np.float64) * GRID_PER_A) / GRID_PER_A + 0.0)
+
+
+def charge_and_multiplicity(atoms: Atoms) -> tuple[int, int]:
+    """Total charge (e) and 2S+1 that the structure carries; 0 means unset."""
+    return int(atoms.info.get("charge", 0)), int(atoms.info.get("multiplicity", 0))
+
+
+def structure_uid(atoms: Atoms) -> str:
+    """32 hex digits that change when, and only when, a label could."""
+    charge, multiplicity = charge_and_multiplicity(atoms)
+    digest = hashlib.blake2b(b"alchemy-uid-1", digest_size=16)
+    digest.update(struct.pack("<i3?ii", len(atoms), *map(bool, atoms.pbc), charge, multiplicity))
+    digest.update(np.asarray(atoms.numbers, dtype="u1").tobytes())
+    for array in (atoms.positions, np.asarray(atoms.cell)):
+        digest.update(np.rint(np.asarray(array, dtype=np.float64) * GRID_PER_A).astype("<i8").tobytes())
+    return digest.hexdigest()
+
+
+def content_hash(document: Any) -> str:
+    """32 hex digits of a JSON document; key order does not matter, NaN is refused."""
+    text = json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def label_key(uid: str, fidelity: str, fingerprint: str, replica: int = 0) -> str:
+    """The identity of one label: structure × fidelity × physics; replica > 0 measures label noise."""
+    return content_hash(["alchemy-label-1", uid, fidelity, fingerprint, replica])
+
+
+def seed_for(campaign_seed: int, *path: int | str) -> int:
+    """A 63-bit seed for (campaign seed, round, stage, item, …), the same on every machine."""
+    digest = hashlib.blake2b(repr((int(campaign_seed), *path)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1

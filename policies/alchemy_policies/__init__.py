@@ -1,0 +1,1 @@
+"""Selection, exploration and stop policies of alchemy."""

@@ -1,0 +1,1 @@
+"""Input templates: data only."""
