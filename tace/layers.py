@@ -1,0 +1,165 @@
+"""Building blocks: gathers with scatter-free derivatives, and linear maps with a learning-rate gain.
+
+Weights are stored at their working scale, drawn from gain·U(−√3, √3). The published model multiplies
+unit-variance parameters by a fixed gain at run time; with Adam the two are the same if the step is
+multiplied by the gain, which `gains` lets the trainer do. Inference then pays nothing for it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class _PairToSlot(torch.autograd.Function):
+    """[P+1, R] → [A·K, R]: each edge takes the row of its pair."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, slot_pair: Tensor, pair_slots: Tensor) -> Tensor:
+        ctx.save_for_backward(slot_pair, pair_slots)
+        return x.index_select(0, slot_pair)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        slot_pair, pair_slots = ctx.saved_tensors
+        return _SlotToPair.apply(grads[0], slot_pair, pair_slots), None, None
+
+
+class _SlotToPair(torch.autograd.Function):
+    """[A·K, R] → [P+1, R]: the sum over the two edges of each pair; transpose of `_PairToSlot`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, slot_pair: Tensor, pair_slots: Tensor) -> Tensor:
+        ctx.save_for_backward(slot_pair, pair_slots)
+        return x.index_select(0, pair_slots[0]) + x.index_select(0, pair_slots[1])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        slot_pair, pair_slots = ctx.saved_tensors
+        return _PairToSlot.apply(grads[0], slot_pair, pair_slots), None, None
+
+
+class _SenderToSlot(torch.autograd.Function):
+    """[A, R] → [A·K, R]: each edge takes the row of its sender."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, sender: Tensor, reverse: Tensor) -> Tensor:
+        ctx.save_for_backward(sender, reverse)
+        ctx.atoms = x.shape[0]
+        return x.index_select(0, sender)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        sender, reverse = ctx.saved_tensors
+        return _SlotToSender.apply(grads[0], sender, reverse, ctx.atoms), None, None
+
+
+class _SlotToSender(torch.autograd.Function):
+    """[A·K, R] → [A, R]: sum over the edges that an atom sends, found as the reverse of those it receives."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, sender: Tensor, reverse: Tensor, atoms: int) -> Tensor:
+        ctx.save_for_backward(sender, reverse)
+        return x.index_select(0, reverse).view(atoms, -1, x.shape[1]).sum(1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        sender, reverse = ctx.saved_tensors
+        return _SenderToSlot.apply(grads[0], sender, reverse), None, None, None
+
+
+class _Concatenate(torch.autograd.Function):
+    """torch.cat whose derivative is a split, so that the second derivative does not zero-fill slices."""
+
+    @staticmethod
+    def forward(ctx: Any, dim: int, *parts: Tensor) -> Tensor:
+        ctx.dim, ctx.sizes = dim, [part.shape[dim] for part in parts]
+        return torch.cat(parts, dim)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        return (None, *grads[0].split(ctx.sizes, ctx.dim))
+
+
+def pair_to_slot(x: Tensor, slot_pair: Tensor, pair_slots: Tensor) -> Tensor:
+    """[P+1, R] → [A·K, R] by the pair of each slot."""
+    return _PairToSlot.apply(x, slot_pair, pair_slots)
+
+
+def sender_to_slot(x: Tensor, sender: Tensor, reverse: Tensor) -> Tensor:
+    """[A, R] → [A·K, R] by the sender of each slot."""
+    return _SenderToSlot.apply(x, sender, reverse)
+
+
+def concatenate(parts: Sequence[Tensor], dim: int) -> Tensor:
+    """torch.cat with a cheap second derivative."""
+    return parts[0] if len(parts) == 1 else _Concatenate.apply(dim, *parts)
+
+
+def draw(shape: Sequence[int], gain: float, generator: torch.Generator) -> nn.Parameter:
+    """gain·U(−√3, √3), drawn in float64 so that the values do not depend on the model's dtype."""
+    unit = torch.rand(tuple(shape), generator=generator, dtype=torch.float64)
+    return nn.Parameter(gain * math.sqrt(3.0) * (2.0 * unit - 1.0))
+
+
+class Linear(nn.Module):
+    """x [..., n_in] → x·W, no bias: an environment without neighbours stays exactly zero."""
+
+    def __init__(self, n_in: int, n_out: int, generator: torch.Generator, gain: float = 1.0) -> None:
+        super().__init__()
+        self.gain = gain / math.sqrt(n_in)
+        self.weight = draw((n_in, n_out), self.gain, generator)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight
+
+
+class ElementLinear(nn.Module):
+    """x [A, ..., n_in] → x·W[z] for atoms sorted by element: one product per element, no one-hot."""
+
+    def __init__(self, n_elements: int, n_in: int, n_out: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.gain = 1.0 / math.sqrt(n_in)
+        self.weight = draw((n_elements, n_in, n_out), self.gain, generator)
+
+    def forward(self, x: Tensor, counts: tuple[int, ...]) -> Tensor:
+        present = [z for z, count in enumerate(counts) if count]
+        weights = self.weight.unbind(0)
+        if len(present) == 1:
+            return x @ weights[present[0]]
+        parts = x.split([counts[z] for z in present], 0)
+        return concatenate([p @ weights[z] for p, z in zip(parts, present, strict=True)], 0)
+
+
+class RadialNetwork(nn.Module):
+    """Radial basis → path weights; SiLU between layers, no biases, so that weights vanish with the basis."""
+
+    def __init__(
+        self, n_basis: int, hidden: Sequence[int], n_out: int, generator: torch.Generator
+    ) -> None:
+        super().__init__()
+        sizes = [n_basis, *hidden, n_out]
+        gains = [1.0] + [math.sqrt(2.0)] * len(hidden)  # √2 restores the variance that SiLU halves
+        self.layers = nn.ModuleList(
+            Linear(a, b, generator, gain)
+            for a, b, gain in zip(sizes[:-1], sizes[1:], gains, strict=True)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers[:-1]:
+            x = nn.functional.silu(layer(x))
+        return self.layers[-1](x)
+
+
+def gains(model: nn.Module) -> dict[str, float]:
+    """Gain of every parameter by name; 1 where a module does not declare one."""
+    declared = {
+        f"{name}.{key}" if name else key: float(getattr(module, "gain", 1.0))
+        for name, module in model.named_modules()
+        for key, _ in module.named_parameters(recurse=False)
+    }
+    return declared
