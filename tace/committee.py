@@ -1,0 +1,234 @@
+"""Several members on one graph: per-member energies and forces, their mean and spread.
+
+Neighbour lists and edge attributes are computed once. Without member forces, the gradients of all members
+are added at the geometry and pulled through it once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from ase import Atoms
+from torch import Tensor
+
+from .batch import Batch, Graph, collate, make_graph
+from .data import fidelity_index
+from .derivatives import Leaves, differentiate, make_leaves, strained_geometry, voigt
+from .errors import TaceError
+from .io import load_model
+from .model import Geometry, Tace
+from .prediction import CommitteePrediction
+
+MAX_ATOMS_PER_BATCH = 1024
+
+
+class Committee:
+    """K models of one configuration; K = 1 is a single model whose spread is unknown (NaN)."""
+
+    def __init__(self, members: Sequence[Tace]) -> None:
+        if not members:
+            raise TaceError("a committee needs at least one member")
+        shared = ("elements", "fidelities", "cutoff_A", "l_max", "n_radial", "envelope_p")
+        for member in members[1:]:
+            for name in shared:
+                mine, other = getattr(members[0].config, name), getattr(member.config, name)
+                if mine != other:
+                    raise TaceError(f"members differ in {name}: {mine} and {other}")
+        self.members = tuple(members)
+        for member in self.members:
+            member.eval().requires_grad_(False)
+
+    @classmethod
+    def load(cls, paths: Sequence[Path], *, device: str = "cpu") -> Committee:
+        """Read one model file per member."""
+        return cls([load_model(Path(path), device=device) for path in paths])
+
+    @property
+    def elements(self) -> tuple[int, ...]:
+        return self.members[0].config.elements
+
+    @property
+    def fidelities(self) -> tuple[str, ...]:
+        return self.members[0].config.fidelities
+
+    @property
+    def cutoff_A(self) -> float:
+        return self.members[0].config.cutoff_A
+
+    def __call__(
+        self,
+        frames: Sequence[Atoms],
+        *,
+        fidelity: str | None = None,
+        member_forces: bool = True,
+        stress: bool = False,
+        features: bool = False,
+    ) -> CommitteePrediction:
+        """Evaluate structures in batches; `fidelity` None is the last one, the dearest by convention.
+
+        Raises:
+            UnknownElementError, UnknownFidelityError, DataError: see `make_graph`.
+        """
+        level = fidelity_index(fidelity or self.fidelities[-1], self.fidelities)
+        graphs = [
+            make_graph(a, self.elements, cutoff=self.cutoff_A, fidelity=level) for a in frames
+        ]
+        parts = [
+            self.evaluate_batch(
+                collate(chunk, len(self.elements)).to(self.members[0].device),
+                member_forces=member_forces,
+                stress=stress,
+                features=features,
+            )
+            for chunk in _chunks(graphs)
+        ]
+        return _join(parts, len(self.members), stress=stress, features=features)
+
+    def evaluate_batch(
+        self, batch: Batch, *, member_forces: bool, stress: bool = False, features: bool = False
+    ) -> CommitteePrediction:
+        """One batch; see `__call__`."""
+        leaves = make_leaves(batch, stress=stress)
+        geometry = strained_geometry(self.members[0], batch, leaves)
+        cut = Geometry(
+            geometry.radial.detach().requires_grad_(True),
+            [x.detach().requires_grad_(x.requires_grad) for x in geometry.angular],
+            geometry.density.detach().requires_grad_(True),
+        )
+        energies, described, gradients = [], None, []
+        for member in self.members:
+            terms = member(batch, cut)
+            energies.append(terms.energies.detach())
+            if features and described is None:
+                described = terms.features.detach().index_select(0, batch.original)
+            gradients.append(_gradients(terms.energies, cut))
+        pulls = gradients if member_forces else [_mean(gradients)]
+        forces, stresses = [], []
+        for n, gradient in enumerate(pulls):
+            f, s = _pull(geometry, gradient, batch, leaves, keep=n < len(pulls) - 1)
+            forces.append(f)
+            if s is not None:
+                stresses.append(voigt(s))
+        stacked = torch.stack(forces).detach().cpu().numpy()
+        return CommitteePrediction(
+            n_atoms=batch.n_atoms.cpu().numpy(),
+            energies=torch.stack(energies).cpu().numpy(),
+            mean_forces=stacked.mean(0),
+            forces=stacked if member_forces else None,
+            stresses=torch.stack(stresses).cpu().numpy() if stresses else None,
+            features=None if described is None else described.double().cpu().numpy(),
+        )
+
+    def session(
+        self, frames: Sequence[Atoms], *, fidelity: str | None = None, skin_A: float = 0.6
+    ) -> Session:
+        """Repeated evaluation of the same structures at new positions (molecular dynamics)."""
+        level = fidelity_index(fidelity or self.fidelities[-1], self.fidelities)
+        return Session(self, frames, level, skin_A)
+
+
+class Session:
+    """Fixed species and cells; pairs within cutoff + skin are found anew when an atom moved skin/2."""
+
+    def __init__(
+        self, committee: Committee, frames: Sequence[Atoms], level: int, skin_A: float
+    ) -> None:
+        self.committee, self.skin_A = committee, skin_A
+        self._frames = [a.copy() for a in frames]
+        self._level = level
+        self._ends = np.cumsum([len(a) for a in frames])[:-1]
+        self._reference: np.ndarray | None = None
+        self._batch: Batch | None = None
+        self.rebuilds = 0
+
+    def _rebuild(self, positions: np.ndarray) -> Batch:
+        cutoff = self.committee.cutoff_A + self.skin_A
+        graphs = []
+        for atoms, x in zip(self._frames, np.split(positions, self._ends), strict=True):
+            atoms.positions = x
+            graphs.append(
+                make_graph(atoms, self.committee.elements, cutoff=cutoff, fidelity=self._level)
+            )
+        self._reference = positions.copy()
+        self.rebuilds += 1
+        return collate(graphs, len(self.committee.elements)).to(self.committee.members[0].device)
+
+    def __call__(
+        self, positions_A: np.ndarray, member_forces: bool = True
+    ) -> CommitteePrediction:
+        """Evaluate at positions [A,3] of all structures, one after another.
+
+        Positions that are not finite give NaN forces for the structure they are in.
+        """
+        positions = np.asarray(positions_A, dtype=np.float64)
+        moved = np.inf
+        if self._reference is not None:
+            moved = float(np.abs(((positions - self._reference) ** 2).sum(1)).max()) ** 0.5
+        if self._batch is None or not moved < 0.5 * self.skin_A:
+            self._batch = self._rebuild(positions)
+        batch = self._batch
+        sorted_positions = torch.empty_like(batch.positions)
+        sorted_positions[batch.original] = torch.from_numpy(positions).to(batch.positions.device)
+        return self.committee.evaluate_batch(
+            replace(batch, positions=sorted_positions), member_forces=member_forces
+        )
+
+
+def _gradients(energies: Tensor, cut: Geometry) -> list[Tensor]:
+    """∂E/∂geometry: radial, density, and every angular rank that depends on positions."""
+    inputs = [cut.radial, cut.density, *(x for x in cut.angular if x.requires_grad)]
+    return list(torch.autograd.grad(energies.sum(), inputs, materialize_grads=True))
+
+
+def _mean(gradients: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    return [torch.stack(list(parts)).mean(0) for parts in zip(*gradients, strict=True)]
+
+
+def _pull(
+    geometry: Geometry, gradient: Sequence[Tensor], batch: Batch, leaves: Leaves, *, keep: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Forces and stresses from gradients with respect to the geometry."""
+    outputs = [geometry.radial, geometry.density, *(x for x in geometry.angular if x.requires_grad)]
+    energy = sum((o * g).sum() for o, g in zip(outputs, gradient, strict=True))
+    assert isinstance(energy, Tensor)
+    return differentiate(energy, batch, leaves, keep=keep)
+
+
+def _chunks(graphs: Sequence[Graph]) -> Iterator[list[Graph]]:
+    chunk: list[Graph] = []
+    atoms = 0
+    for graph in graphs:
+        if chunk and atoms + len(graph.species) > MAX_ATOMS_PER_BATCH:
+            yield chunk
+            chunk, atoms = [], 0
+        chunk.append(graph)
+        atoms += len(graph.species)
+    if chunk:
+        yield chunk
+
+
+def _join(
+    parts: Sequence[CommitteePrediction], members: int, *, stress: bool, features: bool
+) -> CommitteePrediction:
+    if not parts:
+        return CommitteePrediction(
+            np.zeros(0, int), np.zeros((members, 0)), np.zeros((0, 3)), np.zeros((members, 0, 3))
+        )
+    if len(parts) == 1:
+        return parts[0]
+
+    def cat(name: str, axis: int) -> np.ndarray:
+        return np.concatenate([getattr(p, name) for p in parts], axis=axis)
+
+    return CommitteePrediction(
+        n_atoms=cat("n_atoms", 0),
+        energies=cat("energies", 1),
+        mean_forces=cat("mean_forces", 0),
+        forces=None if parts[0].forces is None else cat("forces", 1),
+        stresses=cat("stresses", 1) if stress else None,
+        features=cat("features", 0) if features else None,
+    )

@@ -1,0 +1,107 @@
+"""Model files: one torch archive of tensors and plain values, read with weights_only=True."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .config import TaceConfig
+from .errors import ModelFileError
+from .model import Tace
+
+FORMAT, VERSION = "tace-model", 1
+
+
+def write_archive(path: Path, document: Mapping[str, Any]) -> None:
+    """Write tensors and plain values atomically: temporary file, fsync, rename."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            torch.save(dict(document), file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def read_archive(path: Path, device: str | torch.device = "cpu") -> dict[str, Any]:
+    """Read what `write_archive` wrote.
+
+    Raises:
+        ModelFileError: missing, damaged, or holding anything but tensors and plain values.
+    """
+    try:
+        document = torch.load(path, map_location=device, weights_only=True)
+    except FileNotFoundError:
+        raise ModelFileError(f"{path}: no such file") from None
+    except (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        raise ModelFileError(f"{path}: not a readable model file ({error})") from error
+    if not isinstance(document, dict):
+        raise ModelFileError(f"{path}: not a tace archive")
+    return document
+
+
+def model_document(model: Tace, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What is stored of one model; `extra` holds plain values (training facts, calibration)."""
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "config": model.config.to_json(),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "state": {name: value.detach().cpu() for name, value in model.state_dict().items()},
+        "extra": dict(extra or {}),
+    }
+
+
+def model_from_document(
+    document: Mapping[str, Any],
+    *,
+    where: str = "model",
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+) -> Tace:
+    """Rebuild a model; `dtype` None keeps the stored one."""
+    if document.get("format") != FORMAT:
+        raise ModelFileError(f"{where}: not a tace model (format {document.get('format')!r})")
+    if int(document["version"]) > VERSION:
+        raise ModelFileError(
+            f"{where}: model format {document['version']} is newer than this tace reads ({VERSION})"
+        )
+    model = Tace(
+        TaceConfig.from_json(document["config"]), dtype=getattr(torch, str(document["dtype"]))
+    )
+    model.load_state_dict(document["state"])
+    if dtype is not None and dtype != model.dtype:
+        references = {n: b.clone() for n, b in model.named_buffers() if n.endswith("_eV")}
+        model.to(dtype)
+        for name, value in references.items():  # energies of atoms stay in float64
+            setattr(model, name, value)
+    return model.to(device)
+
+
+def save_model(path: Path, model: Tace, extra: Mapping[str, Any] | None = None) -> None:
+    """Write one model to one file."""
+    write_archive(path, model_document(model, extra))
+
+
+def load_model(
+    path: Path, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+) -> Tace:
+    """Read one model, ready for evaluation.
+
+    Raises:
+        ModelFileError: missing, damaged or of a newer format.
+    """
+    model = model_from_document(read_archive(path), where=str(path), device=device, dtype=dtype)
+    return model.eval().requires_grad_(False)

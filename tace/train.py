@@ -1,0 +1,331 @@
+"""Training of one model: loss, optimiser, schedule, averaging of weights, exact resume.
+
+Deterministic for a seed on a given machine and thread count: batches follow from (seed, epoch), so that
+a checkpoint needs no random state. float32 models sum energies and errors in float64.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .batch import Batch
+from .data import Sample, Targets, collate_samples
+from .derivatives import Evaluation, evaluate, voigt
+from .errors import TaceError, TrainingError
+from .io import read_archive, write_archive
+from .layers import gains
+from .model import Tace
+
+CHECKPOINT_FORMAT = "tace-checkpoint"
+SCHEDULES = ("constant", "linear", "cosine", "plateau")
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How to train; weights multiply mean squared errors in eV per atom, eV/Å and eV/Å³."""
+
+    steps: int = 2000
+    batch_size: int = 8
+    learning_rate: float = 1e-2
+    schedule: str = "cosine"
+    energy_weight: float = 1.0
+    forces_weight: float = 10.0
+    stress_weight: float = 1.0
+    fidelity_balance: float = 0.5  # 0: every label counts the same; 1: every fidelity does
+    ema_decay: float = 0.99
+    clip_norm: float = 10.0
+    amsgrad: bool = True
+    validate_every: int = 100  # steps
+    patience: int = 0  # validations without improvement before an early stop; 0: never
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.schedule not in SCHEDULES:
+            raise TaceError(f"unknown schedule '{self.schedule}': use {', '.join(SCHEDULES)}")
+        for name in ("steps", "batch_size", "learning_rate", "validate_every", "clip_norm"):
+            if getattr(self, name) <= 0:
+                raise TaceError(f"training setting {name} must be positive, got {getattr(self, name)}")
+
+
+@dataclass
+class FitResult:
+    """What training did; the model holds the averaged weights of the best validation."""
+
+    steps: int = 0
+    stopped_early: bool = False
+    best_step: int = 0
+    best_force_rmse_eV_per_A: float = math.nan
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+_VOIGT_MULTIPLICITY = torch.tensor([1.0, 1.0, 1.0, 2.0, 2.0, 2.0], dtype=torch.float64) / 9.0
+
+
+def loss(result: Evaluation, targets: Targets, settings: TrainSettings) -> Tensor:
+    """Weighted mean squared errors, each normalised by the labels that are present in the batch."""
+    total = (result.energies * 0.0).sum()
+    has = torch.isfinite(targets.energies)
+    if bool(has.any()):
+        per_atom = ((result.energies - targets.energies) / targets.n_atoms)[has]
+        w = targets.weights[has]
+        total = total + settings.energy_weight * (w * per_atom**2).sum() / w.sum()
+    has = torch.isfinite(targets.forces[:, 0])
+    if result.forces is not None and bool(has.any()):
+        w = targets.atom_weights[has]
+        square = ((result.forces - targets.forces)[has] ** 2).sum(1)
+        total = total + settings.forces_weight * (w * square).sum() / (3.0 * w.sum())
+    has = torch.isfinite(targets.stresses[:, 0])
+    if result.stresses is not None and bool(has.any()):
+        w = targets.weights[has]
+        square = (voigt(result.stresses[has]) - targets.stresses[has]) ** 2
+        mean = square @ _VOIGT_MULTIPLICITY.to(square.device)
+        total = total + settings.stress_weight * (w * mean).sum() / w.sum()
+    return total
+
+
+def fidelity_weights(samples: Sequence[Sample], n_fidelities: int, balance: float) -> list[float]:
+    """Weight of each fidelity, (mean count / count)^balance, scaled to a mean of one over samples."""
+    counts = np.bincount([s.graph.fidelity for s in samples], minlength=n_fidelities)
+    used = counts > 0
+    raw = np.where(used, (counts[used].mean() / np.maximum(counts, 1)) ** balance, 0.0)
+    return list(raw * counts.sum() / (raw * counts).sum())
+
+
+class Trainer:
+    """Owns model, optimiser, averaged weights and the place in the run."""
+
+    def __init__(
+        self, model: Tace, train: Sequence[Sample], valid: Sequence[Sample], settings: TrainSettings
+    ) -> None:
+        if not train:
+            raise TrainingError("the training set is empty")
+        self.model, self.train, self.valid, self.settings = model, train, valid, settings
+        self.weights = fidelity_weights(train, len(model.config.fidelities), settings.fidelity_balance)
+        self.stress = any(np.isfinite(s.stress).all() for s in train)
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        gain_of = gains(model)
+        self.gains = [gain_of[n] for n, p in model.named_parameters() if p.requires_grad]
+        groups: dict[float, list[Tensor]] = {}
+        for parameter, gain in zip(self.parameters, self.gains, strict=True):
+            groups.setdefault(gain, []).append(parameter)
+        self.optimizer = torch.optim.Adam(
+            [
+                {"params": members, "lr": settings.learning_rate * gain, "gain": gain}
+                for gain, members in sorted(groups.items())
+            ],
+            amsgrad=settings.amsgrad,
+        )
+        self.average = [p.detach().clone() for p in self.parameters]
+        self.best = [p.detach().clone() for p in self.parameters]
+        self.step = 0
+        self.rate_factor = 1.0  # of the plateau schedule
+        self.since_best = 0
+        self.result = FitResult(best_force_rmse_eV_per_A=math.inf)
+        self._batches: dict[tuple[int, ...], tuple[Batch, Targets]] = {}
+
+    def batch_indices(self, step: int) -> list[int]:
+        """Samples of a step: epoch e is the permutation drawn from (seed, e)."""
+        size = min(self.settings.batch_size, len(self.train))
+        per_epoch = max(1, len(self.train) // size)
+        epoch, place = divmod(step, per_epoch)
+        order = np.random.default_rng([self.settings.seed, epoch]).permutation(len(self.train))
+        return [int(n) for n in order[place * size : (place + 1) * size]]
+
+    def learning_rate(self, step: int) -> float:
+        """Rate of the unit-gain group."""
+        s, fraction = self.settings, step / self.settings.steps
+        factor = {
+            "constant": 1.0,
+            "linear": 1.0 - fraction,
+            "cosine": 0.5 * (1.0 + math.cos(math.pi * fraction)),
+            "plateau": self.rate_factor,
+        }[s.schedule]
+        return s.learning_rate * max(factor, 1e-3)
+
+    def one_step(self) -> float:
+        """Forward, backward, clip, update, average; returns the loss.
+
+        Raises:
+            TrainingError: the loss or a gradient is not finite.
+        """
+        rate = self.learning_rate(self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["gain"]
+        indices = self.batch_indices(self.step)
+        batch, targets = self._collated(indices)
+        self.optimizer.zero_grad(set_to_none=True)
+        result = evaluate(self.model, batch, stress=self.stress, create_graph=True)
+        value = loss(result, targets, self.settings)
+        value.backward()
+        norm = self._clip()
+        if not (math.isfinite(float(value)) and math.isfinite(norm)):
+            names = ", ".join(self.train[n].name for n in indices[:4])
+            raise TrainingError(
+                f"training diverged at step {self.step} (loss {float(value)}, gradient norm {norm}) on "
+                f"{names}, …; a smaller learning_rate or a look at these labels would help"
+            )
+        self.optimizer.step()
+        self.step += 1
+        decay = min(self.settings.ema_decay, (1 + self.step) / (10 + self.step))
+        torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1.0 - decay)
+        return float(value)
+
+    def _clip(self) -> float:
+        """Clip by the global norm of gradients with respect to unit-variance parameters."""
+        owned = [(p.grad, g) for p, g in zip(self.parameters, self.gains, strict=True) if p.grad is not None]
+        norms = torch._foreach_norm([grad for grad, _ in owned])
+        factors = torch.tensor([g for _, g in owned], dtype=norms[0].dtype, device=norms[0].device)
+        norm = float((torch.stack(norms) * factors).square().sum().sqrt())
+        if math.isfinite(norm) and norm > self.settings.clip_norm:
+            torch._foreach_mul_([grad for grad, _ in owned], self.settings.clip_norm / norm)
+        return norm
+
+    def _collated(self, indices: list[int]) -> tuple[Batch, Targets]:
+        chosen = [self.train[n] for n in indices]
+        weights = [self.weights[s.graph.fidelity] for s in chosen]
+        batch, targets = collate_samples(chosen, len(self.model.config.elements), weights)
+        return _to(batch, targets, self.model.device)
+
+    def validate(self) -> float:
+        """Force RMSE of the averaged weights on the validation set; the loss there without forces."""
+        self._swap(self.average)
+        try:
+            return validation_error(self.model, self.valid, self.settings)
+        finally:
+            self._swap(self.average)
+
+    def _swap(self, other: list[Tensor]) -> None:
+        for parameter, value in zip(self.parameters, other, strict=True):
+            parameter.data, value.data = value.data, parameter.data
+
+    def keep_best(self, value: float) -> None:
+        """Book-keeping after a validation."""
+        if value < self.result.best_force_rmse_eV_per_A:
+            self.result.best_force_rmse_eV_per_A, self.result.best_step = value, self.step
+            torch._foreach_copy_(self.best, self.average)
+            self.since_best = 0
+        else:
+            self.since_best += 1
+            if self.since_best % 10 == 0:
+                self.rate_factor *= 0.8
+
+    def finish(self) -> FitResult:
+        """Put the best averaged weights into the model."""
+        chosen = self.best if self.valid else self.average
+        for parameter, value in zip(self.parameters, chosen, strict=True):
+            parameter.data.copy_(value)
+        self.result.steps = self.step
+        if not self.valid:
+            self.result.best_force_rmse_eV_per_A, self.result.best_step = math.nan, self.step
+        return self.result
+
+    def state(self) -> dict[str, Any]:
+        """Everything that `restore` needs, as tensors and plain values."""
+        return {
+            "format": CHECKPOINT_FORMAT,
+            "settings": asdict(self.settings),
+            "config": self.model.config.to_json(),
+            "step": self.step,
+            "model": [p.detach() for p in self.parameters],
+            "average": self.average,
+            "best": self.best,
+            "optimizer": self.optimizer.state_dict(),
+            "rate_factor": self.rate_factor,
+            "since_best": self.since_best,
+            "result": asdict(self.result),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue exactly where `state` was taken.
+
+        Raises:
+            TrainingError: the checkpoint belongs to another model or other settings.
+        """
+        same = state.get("format") == CHECKPOINT_FORMAT and state["settings"] == asdict(self.settings)
+        if not same or state["config"] != self.model.config.to_json():
+            raise TrainingError("the checkpoint belongs to another model or to other training settings")
+        for mine, stored in (
+            ([p.data for p in self.parameters], state["model"]),
+            (self.average, state["average"]),
+            (self.best, state["best"]),
+        ):
+            torch._foreach_copy_(mine, stored)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.rate_factor = state["step"], state["rate_factor"]
+        self.since_best, self.result = state["since_best"], FitResult(**state["result"])
+
+
+def _to(batch: Batch, targets: Targets, device: torch.device) -> tuple[Batch, Targets]:
+    if device.type == "cpu":
+        return batch, targets
+    return batch.to(device), Targets(**{k: v.to(device) for k, v in vars(targets).items()})
+
+
+def validation_error(model: Tace, samples: Sequence[Sample], settings: TrainSettings) -> float:
+    """Force RMSE over components, eV/Å; the root of the loss where there are no forces. NaN if empty."""
+    squares, count, losses = 0.0, 0, []
+    for start in range(0, len(samples), 32):
+        part = samples[start : start + 32]
+        batch, targets = _to(*collate_samples(part, len(model.config.elements)), model.device)
+        result = evaluate(model, batch)
+        has = torch.isfinite(targets.forces)
+        if result.forces is not None and bool(has.any()):
+            squares += float(((result.forces - targets.forces)[has] ** 2).sum())
+            count += int(has.sum())
+        losses.append(float(loss(result, targets, settings)))
+    if count:
+        return math.sqrt(squares / count)
+    return math.sqrt(float(np.mean(losses))) if losses else math.nan
+
+
+def fit(
+    model: Tace,
+    train: Sequence[Sample],
+    valid: Sequence[Sample],
+    *,
+    settings: TrainSettings,
+    checkpoint: Path | None = None,
+    checkpoint_every: int = 500,
+    on_step: Callable[[int, float], bool] | None = None,
+) -> FitResult:
+    """Train in place.
+
+    Args:
+        checkpoint: file that is written every `checkpoint_every` steps and resumed from if it exists.
+        on_step: called with (step, loss); returning False stops at once, with the checkpoint written.
+
+    Raises:
+        TrainingError: empty set, diverged, or a checkpoint of another run.
+    """
+    trainer = Trainer(model, train, valid, settings)
+    if checkpoint is not None and checkpoint.exists():
+        trainer.restore(read_archive(checkpoint, model.device))
+    recent: list[float] = []
+    while trainer.step < settings.steps:
+        recent.append(trainer.one_step())
+        last = trainer.step == settings.steps
+        if valid and (trainer.step % settings.validate_every == 0 or last):
+            value = trainer.validate()
+            trainer.keep_best(value)
+            trainer.result.history.append(
+                {"step": trainer.step, "loss": float(np.mean(recent)), "force_rmse_eV_per_A": value}
+            )
+            recent = []
+            if settings.patience and trainer.since_best >= settings.patience:
+                trainer.result.stopped_early = True
+                break
+        if checkpoint is not None and (trainer.step % checkpoint_every == 0 and not last):
+            write_archive(checkpoint, trainer.state())
+        if on_step is not None and not on_step(trainer.step, recent[-1] if recent else math.nan):
+            if checkpoint is not None:
+                write_archive(checkpoint, trainer.state())
+            break
+    return trainer.finish()
