@@ -148,7 +148,7 @@ def statistics(
         DataError: an element or a fidelity of the configuration for which there is nothing to fit.
     """
     notes: list[str] = []
-    neighbors = _mean_neighbors(frames, config)
+    neighbors = mean_neighbors(frames, config)
     table, scale, shift = {}, {}, {}
     overall = _force_rms(frames)
     for name in config.fidelities:
@@ -172,7 +172,8 @@ def statistics(
     return Statistics(neighbors, table, scale, shift, tuple(notes))
 
 
-def _mean_neighbors(frames: Sequence[Labelled], config: TaceConfig) -> float:
+def mean_neighbors(frames: Sequence[Labelled], config: TaceConfig) -> float:
+    """Directed edges per atom over at most 200 frames; at least 1."""
     edges = atoms = 0
     for frame in frames[:: max(1, len(frames) // 200)]:
         graph = make_graph(frame.atoms, config.elements, cutoff=config.cutoff_A)

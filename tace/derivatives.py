@@ -71,9 +71,10 @@ def differentiate(
     forces = -grads[0].index_select(0, batch.original)
     if leaves.strain is None:
         return forces, None
-    volume = torch.linalg.det(batch.cells).abs()
-    volume = torch.where(batch.periodic, volume, torch.full_like(volume, torch.nan))
-    return forces, grads[1] / volume[:, None, None]
+    volume = torch.where(batch.periodic, torch.linalg.det(batch.cells).abs(), 1.0)
+    stresses = grads[1] / volume[:, None, None]
+    # NaN is put in last: a division by NaN would turn the zero gradient of a masked loss into NaN
+    return forces, stresses.where(batch.periodic[:, None, None], torch.nan)
 
 
 def evaluate(

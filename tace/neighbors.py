@@ -72,18 +72,8 @@ def _padded_cell(
 ) -> np.ndarray:
     """Give open axes a vector normal to the periodic ones that is longer than the structure."""
     cell = np.array(cell, dtype=np.float64)
-    for axis in np.flatnonzero(~pbc):
-        others = [a for a in range(3) if a != axis and (pbc[a] or np.linalg.norm(cell[a]) > 0)]
-        if len(others) == 2:
-            normal = np.cross(cell[others[0]], cell[others[1]])
-        else:
-            trial = np.eye(3)[axis]
-            normal = trial if not others else trial - cell[others[0]] * (
-                trial @ cell[others[0]] / (cell[others[0]] @ cell[others[0]])
-            )
-        if np.linalg.norm(normal) < 1e-8:
-            normal = np.eye(3)[axis]
-        normal = normal / np.linalg.norm(normal)
+    normals = np.linalg.svd(cell[pbc])[2][pbc.sum() :]  # complete the periodic vectors to a basis
+    for axis, normal in zip(np.flatnonzero(~pbc), normals, strict=True):
         cell[axis] = normal * (np.ptp(positions @ normal) + 2.0 * cutoff + 1.0)
     if abs(np.linalg.det(cell)) < 1e-10:
         raise ValueError("a periodic structure needs three independent lattice vectors")

@@ -163,20 +163,20 @@ class Trainer:
         batch, targets = self._collated(indices)
         self.optimizer.zero_grad(set_to_none=True)
         result = evaluate(self.model, batch, stress=self.stress, create_graph=True)
-        value = loss(result, targets, self.settings)
-        value.backward()
-        norm = self._clip()
-        if not (math.isfinite(float(value)) and math.isfinite(norm)):
+        objective = loss(result, targets, self.settings)
+        objective.backward()
+        value, norm = float(objective.detach()), self._clip()
+        if not (math.isfinite(value) and math.isfinite(norm)):
             names = ", ".join(self.train[n].name for n in indices[:4])
             raise TrainingError(
-                f"training diverged at step {self.step} (loss {float(value)}, gradient norm {norm}) on "
+                f"training diverged at step {self.step} (loss {value}, gradient norm {norm}) on "
                 f"{names}, …; a smaller learning_rate or a look at these labels would help"
             )
         self.optimizer.step()
         self.step += 1
         decay = min(self.settings.ema_decay, (1 + self.step) / (10 + self.step))
         torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1.0 - decay)
-        return float(value)
+        return value
 
     def _clip(self) -> float:
         """Clip by the global norm of gradients with respect to unit-variance parameters."""
@@ -280,7 +280,7 @@ def validation_error(model: Tace, samples: Sequence[Sample], settings: TrainSett
         if result.forces is not None and bool(has.any()):
             squares += float(((result.forces - targets.forces)[has] ** 2).sum())
             count += int(has.sum())
-        losses.append(float(loss(result, targets, settings)))
+        losses.append(float(loss(result, targets, settings).detach()))
     if count:
         return math.sqrt(squares / count)
     return math.sqrt(float(np.mean(losses))) if losses else math.nan

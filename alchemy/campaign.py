@@ -1,0 +1,336 @@
+"""The loop: which stage is next, when to stop, what to tell people. It owns no physics.
+
+Round 0 makes and labels the start structures. Round n ≥ 1 trains, explores, scores, selects, labels and
+assesses; the round after the one that met a stop rule trains the final committee on everything.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from alchemy_policies.base import RoundFacts, StopReason, StopRule
+from alchemy_policies.calibration import Calibration
+
+from .config import Campaign, campaign_hash
+from .datasets import counts, total_labels
+from .errors import InputError
+from .executors import Interrupt, make_executor, signals_caught, signals_ignored
+from .lease import Lease
+from .plugins import find
+from .progress import Progress
+from .records import read_json, write_json_atomic
+from .report import write_report
+from .stages import decide, explore, label, model, start
+from .stages.context import Context
+from .state import Home, RoundState
+from .store import Store
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How `run_campaign` ended; `stop` is None when it was told to pause after a round."""
+
+    home: Home
+    stop: StopReason | None
+    facts: dict[str, Any]  # of the last round
+
+    @property
+    def exit_code(self) -> int:
+        return 0 if self.stop is None else self.stop.exit_code
+
+
+def run_campaign(
+    campaign: Campaign,
+    home: Path,
+    *,
+    until: int | None = None,
+    only: Sequence[str] = (),
+    progress: Progress | None = None,
+    source: Path | None = None,
+) -> Outcome:
+    """Run or continue a campaign in `home`.
+
+    Args:
+        until: pause after this round.
+        only: use these fidelities alone (the target must be among them).
+        source: the campaign file, copied into `home`.
+
+    Raises:
+        AlchemyError: bad input, a busy campaign, a broken environment, or an interrupt.
+    """
+    progress = progress or Progress()
+    place = Home(home)
+    fidelities = _fidelities(campaign, only)
+    interrupt = Interrupt()
+    with Lease(place.lease), signals_caught(interrupt):
+        progress.attach_log(place.log)
+        _register(campaign, place, fidelities, source)
+        run = campaign.run
+        inline = run.where == "inline"
+        if inline:
+            import torch
+
+            torch.set_num_threads(run.threads_per_worker)
+        with signals_ignored():
+            executor = make_executor(
+                run.where,
+                workers=run.workers,
+                threads_per_worker=run.threads_per_worker,
+                gpus=run.gpus,
+                interrupt=interrupt,
+            )
+        try:
+            context = Context(
+                campaign, place, Store(place.store), executor, progress, fidelities, inline
+            )
+            _refuse_other_physics(context)
+            return _loop(context, until)
+        finally:
+            executor.close()
+
+
+def _fidelities(campaign: Campaign, only: Sequence[str]) -> tuple[str, ...]:
+    for name in only:
+        if name not in campaign.fidelities:
+            known = ", ".join(campaign.fidelity_names)
+            raise InputError(f"--only {name}: no such fidelity; the file has {known}")
+    if only and campaign.target not in only:
+        raise InputError(f"--only must keep the target, '{campaign.target}'")
+    return tuple(n for n in campaign.fidelity_names if not only or n in only)
+
+
+def _register(
+    campaign: Campaign, home: Home, fidelities: Sequence[str], source: Path | None
+) -> None:
+    """Write campaign.json and keep the file; the history of its hashes is kept."""
+    home.path.mkdir(parents=True, exist_ok=True)
+    old = read_json(home.facts) if home.facts.exists() else {}
+    if old and old["used_fidelities"] != list(fidelities):
+        raise InputError(
+            f"{home.path} was run with {', '.join(old['used_fidelities'])}; use another --dir for "
+            f"{', '.join(fidelities)}"
+        )
+    digest = campaign_hash(campaign)
+    hashes = old.get("hashes", [])
+    if not hashes or hashes[-1]["hash"] != digest:
+        hashes.append({"hash": digest, "unix_s": round(time.time(), 1)})
+    document = {
+        "name": campaign.name,
+        "elements": list(campaign.elements),
+        "seed": campaign.seed,
+        "target": campaign.target,
+        "fidelities": {
+            n: {"labeler": f.labeler, **f.options}
+            for n, f in campaign.fidelities.items()
+            if n in fidelities
+        },
+        "used_fidelities": list(fidelities),
+        "started_unix_s": old.get("started_unix_s", round(time.time(), 1)),
+        "created_utc": old.get("created_utc", time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())),
+        "hashes": hashes,
+        "base_dir": str(campaign.base_dir),
+    }
+    write_json_atomic(home.facts, document)
+    if source is not None and source.resolve() != (home.path / "campaign.yaml").resolve():
+        shutil.copyfile(source, home.path / "campaign.yaml")
+
+
+def _refuse_other_physics(context: Context) -> None:
+    """Labels of one fidelity must all come from one physics."""
+    for row in context.store.snapshot().labels():
+        expected = context.fingerprints.get(row.fidelity, row.fingerprint)
+        if row.fingerprint != expected:
+            raise InputError(
+                f"fidelity '{row.fidelity}' now means other physics (fingerprint {expected[:8]}) than the "
+                f"labels in the store ({row.fingerprint[:8]}); give the new level a new name"
+            )
+
+
+def _loop(context: Context, until: int | None) -> Outcome:
+    number = 0
+    while True:
+        state = RoundState(context.home, number)
+        context.progress.round = number
+        if number == 0:
+            _start_round(context, state)
+        else:
+            last = _stop_of(context, number - 1)
+            _train_and_test(context, state)
+            if last is not None:
+                return _finish(context, state, last)
+            _buy_labels(context, state)
+        _report(context)
+        if until is not None and number >= until:
+            return Outcome(context.home, None, state.facts)
+        number += 1
+
+
+def _do(state: RoundState, stage: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Run a stage unless its output is there."""
+    found = state.outputs(stage)
+    if found is not None:
+        return found
+    started = time.perf_counter()
+    outputs = work()
+    state.finish(stage, outputs, wall_s=time.perf_counter() - started)
+    return outputs
+
+
+def _pairs(requests: Sequence[Sequence[str]]) -> list[tuple[str, str]]:
+    return [(uid, fidelity) for uid, fidelity in requests]
+
+
+def _start_round(context: Context, state: RoundState) -> None:
+    context.progress.message(f"round 0: start structures and their labels, in {context.home.path}")
+    requests = _pairs(_do(state, "start", lambda: start.start(context, state))["requests"])
+
+    def buy() -> dict[str, Any]:
+        snapshot = context.store.snapshot()
+        atoms = [r for r in requests if snapshot.atom_count(r[0]) == 1]
+        label.label(context, state, atoms, what="isolated atoms")  # the gate of the rest needs them
+        label.label(context, state, requests, what="label")
+        label.require_usable(context)
+        state.facts.update(target=context.target, fidelities=list(context.fidelities))
+        state.facts["label"] = label.label_facts(context, requests)
+        state.facts["cost"] = model.cost(context, context.store.snapshot())
+        return {}
+
+    _do(state, "label", buy)
+
+
+def _train_and_test(context: Context, state: RoundState) -> None:
+    _do(state, "train", lambda: model.train(context, state))
+    _do(state, "test", lambda: model.test(context, state))
+    context.progress.message(_summary(context, state))
+
+
+def _summary(context: Context, state: RoundState) -> str:
+    train = state.facts["train"]["labels"]
+    text = f"round {state.number}: trained on " + ", ".join(f"{n} {f}" for f, n in train.items())
+    test = state.facts.get("test", {}).get(context.target)
+    if test:
+        text += f"; test force RMSE {1e3 * test['force_rmse_eV_per_A']:.0f} meV/Å at {context.target}"
+    return text
+
+
+def _calibration(context: Context, number: int) -> Calibration:
+    """As the assessment of the round before left it."""
+    before = RoundState(context.home, number - 1).outputs("assess") if number > 1 else None
+    if before is None:
+        return Calibration.uncalibrated(context.members)
+    return Calibration.from_json(before["calibration"])
+
+
+def _buy_labels(context: Context, state: RoundState) -> None:
+    calibration = _calibration(context, state.number)
+    found = _do(state, "explore", lambda: explore.explore(context, state, calibration))["candidates"]
+    _do(state, "score", lambda: explore.score(context, state, found))
+    chosen = _do(state, "select", lambda: decide.select(context, state, found, calibration))
+
+    def buy() -> dict[str, Any]:
+        requests = _pairs(chosen["requests"])
+        label.label(context, state, requests, what="label")
+        state.facts["label"] = label.label_facts(context, requests)
+        return {}
+
+    _do(state, "label", buy)
+
+    def judge() -> dict[str, Any]:
+        outputs, _ = decide.assess(context, state, chosen["picked"], calibration)
+        stop = _decide(context, state)
+        state.facts["cost"] = model.cost(context, context.store.snapshot())
+        state.facts["stop"] = None
+        return {**outputs, "stop": None if stop is None else vars(stop)}
+
+    _do(state, "assess", judge)
+    fresh = state.facts["fresh"].get(context.target)
+    if fresh:
+        context.progress.message(
+            f"round {state.number}: force RMSE on {fresh['frames']} fresh {context.target} labels "
+            f"{1e3 * fresh['force_rmse_eV_per_A']:.0f} meV/Å, before training on them"
+        )
+
+
+def _stop_of(context: Context, number: int) -> StopReason | None:
+    outputs = RoundState(context.home, number).outputs("assess") if number > 0 else None
+    if outputs is None or outputs["stop"] is None:
+        return None
+    return StopReason(**outputs["stop"])
+
+
+def stop_rules(campaign: Campaign) -> list[StopRule]:
+    """The rules that the campaign's `stop` block asks for."""
+    block = campaign.stop
+    rules: list[StopRule] = []
+    if block.force_rmse_eV_per_A is not None:
+        make = find("stops", "force_rmse")
+        rules.append(make(block.force_rmse_eV_per_A, patience=block.patience))
+    if block.labels:
+        rules.append(find("stops", "labels")(dict(block.labels)))
+    if block.wall_s is not None:
+        rules.append(find("stops", "wall")(block.wall_s))
+    rules.append(find("stops", "rounds")(block.rounds))
+    return rules
+
+
+def _decide(context: Context, state: RoundState) -> StopReason | None:
+    history = [
+        _facts_of(context, RoundState(context.home, n)) for n in range(1, state.number)
+    ]
+    history.append(_facts_of(context, state))
+    for rule in stop_rules(context.campaign):
+        reason = rule(history)
+        if reason is not None:
+            return reason
+    picked = (state.outputs("select") or {}).get("picked", [])
+    if not picked:
+        return StopReason(
+            "nothing-new", "no candidate was worth a label; explore wider or stop here", 5
+        )
+    return None
+
+
+def _facts_of(context: Context, state: RoundState) -> RoundFacts:
+    fresh = state.facts.get("fresh", {}).get(context.target, {})
+    random = fresh.get("random", {})
+    started = read_json(context.home.facts)["started_unix_s"]
+    explored = state.outputs("explore") or {"candidates": []}
+    selected = state.outputs("select") or {"above_threshold": 0}
+    test = state.facts.get("test", {}).get(context.target, {})
+    return RoundFacts(
+        round=state.number,
+        target=context.target,
+        labels=total_labels(counts(context.store.snapshot(), context.fidelities)),
+        fresh_force_rmse_eV_per_A=fresh.get("force_rmse_eV_per_A"),
+        fresh_random_force_rmse_eV_per_A=random.get("force_rmse_eV_per_A"),
+        fresh_frames=fresh.get("frames", 0),
+        test_force_rmse_eV_per_A=test.get("force_rmse_eV_per_A"),
+        wall_s=time.time() - started,
+        candidates=len(explored["candidates"]),
+        candidates_above_threshold=selected["above_threshold"],
+        fresh_random_frames=random.get("frames"),
+    )
+
+
+def _finish(context: Context, state: RoundState, stop: StopReason) -> Outcome:
+    state.facts["stop"] = vars(stop)
+    if state.outputs("finish") is None:
+        state.finish("finish", {}, wall_s=0.0)
+    final = context.home.path / "final"
+    final.mkdir(exist_ok=True)
+    for path in context.home.members(state.number, context.members):
+        shutil.copyfile(path, final / path.name)
+    calibration = _calibration(context, state.number)
+    write_json_atomic(final / "calibration.json", calibration.to_json())
+    _report(context)
+    context.progress.message(f"stopped: {stop.message}")
+    return Outcome(context.home, stop, state.facts)
+
+
+def _report(context: Context) -> None:
+    write_report(context.home.path)

@@ -1,0 +1,187 @@
+"""What no single block can see: names that must exist, elements that must be covered, files.
+
+Every check takes the campaign and yields problems; they run even where another block is broken, so
+that one look at the file finds everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from alchemy.config_fields import hint
+from alchemy.config_samples import ExploreMd, Files, Rattle, Sample, SampleMd
+from alchemy.config_yaml import Loc, Problem
+
+if TYPE_CHECKING:
+    from alchemy.config import Campaign
+
+
+def problems_of(campaign: Campaign) -> Iterator[Problem]:
+    """Contradictions between blocks, and files that do not exist."""
+    yield from _fidelity_flags(campaign)
+    yield from _reference_energies(campaign)
+    yield from _samples(campaign)
+    yield from _explorers(campaign)
+    yield from _limits(campaign)
+
+
+def warnings_of(campaign: Campaign) -> list[str]:
+    """What is allowed and probably not meant; `alchemy check` prints it."""
+    target, stop = campaign.target, campaign.stop
+    found = []
+    if not any(target in sample.label for sample in campaign.test):
+        found.append(
+            f"test: no item labels '{target}'; without a fixed test set the report shows only the "
+            "error on freshly selected structures"
+        )
+    if not campaign.explore:
+        found.append("explore: empty; each round trains on the start structures again")
+    for name in campaign.fidelity_names:
+        started = any(name in sample.label for sample in campaign.start)
+        if not started and name not in campaign.select.per_round:
+            found.append(f"fidelities.{name}: nothing is ever labelled with it")
+    limit, threshold = stop.force_rmse_eV_per_A, campaign.select.threshold_eV_per_A
+    if limit is not None and threshold > limit:
+        found.append(
+            "select.threshold is above stop.force_rmse: the frames that would have to improve are "
+            "skipped"
+        )
+    if campaign.select.random == 0:
+        found.append("select.random: 0; then no error estimate is free of selection bias")
+    return found
+
+
+def _fidelity_flags(campaign: Campaign) -> Iterator[Problem]:
+    flagged = [name for name, fidelity in campaign.fidelities.items() if fidelity.target]
+    for name in flagged[1:]:
+        yield Problem(
+            ("fidelities", name, "target"),
+            f"found a second target, the first is '{flagged[0]}'; keep one",
+        )
+
+
+def _reference_energies(campaign: Campaign) -> Iterator[Problem]:
+    if isinstance(campaign.e0, str):
+        return
+    for name in campaign.e0:
+        yield from _unknown(campaign, name, ("e0", name))
+    for name in campaign.fidelity_names:
+        if name not in campaign.e0:
+            yield Problem(("e0", name), f"missing; the fidelity '{name}' needs its atomic energies")
+            continue
+        table = campaign.e0[name]
+        for symbol in campaign.elements:
+            if symbol not in table:
+                yield Problem(
+                    ("e0", name, symbol),
+                    f"missing; element {symbol} needs its energy in {name}: '{symbol}: -13.6 eV'",
+                )
+        for symbol in table:
+            if symbol not in campaign.elements:
+                yield Problem(
+                    ("e0", name, symbol),
+                    f"found an energy of {symbol}; elements: {', '.join(campaign.elements)}",
+                )
+
+
+def _samples(campaign: Campaign) -> Iterator[Problem]:
+    if not campaign.start:
+        yield Problem(("start",), "found no items; the first committee needs labelled structures")
+    elif not any(campaign.target in sample.label for sample in campaign.start):
+        yield Problem(
+            ("start",),
+            f"no item labels the target '{campaign.target}'; add it to a label: line, such as "
+            f"label: {{{campaign.target}: all}}",
+        )
+    for block in ("start", "test"):
+        samples: tuple[Sample, ...] = getattr(campaign, block)
+        for number, sample in enumerate(samples):
+            yield from _sample(campaign, sample, (block, number))
+
+
+def _sample(campaign: Campaign, sample: Sample, loc: Loc) -> Iterator[Problem]:
+    source, here = sample.source, (*loc, sample.kind)
+    if isinstance(source, Files):
+        for number, path in enumerate(source.paths):
+            yield from _no_file(campaign, path, (*here, "paths", number))
+    else:
+        yield from _no_file(campaign, source.structures, (*here, "structures"))
+    if isinstance(source, Rattle) and source.relax_with is not None:
+        yield from _unknown(campaign, source.relax_with, (*here, "relax_with"))
+    if isinstance(source, SampleMd):
+        yield from _unknown(campaign, source.fidelity, (*here, "with"))
+        yield from _too_short(source, here)
+    for name, count in sample.label.items():
+        yield from _unknown(campaign, name, (*loc, "label", name))
+        if not isinstance(source, Files) and count != "all" and count > source.count:
+            yield Problem(
+                (*loc, "label", name),
+                f"found {count}, but the item makes {source.count} structures; write 'all' or less",
+            )
+
+
+def _explorers(campaign: Campaign) -> Iterator[Problem]:
+    for number, item in enumerate(campaign.explore):
+        if item.md is None:
+            continue
+        loc = ("explore", number, "md")
+        if isinstance(item.md.structures, Path):
+            yield from _no_file(campaign, item.md.structures, (*loc, "structures"))
+        yield from _too_short(item.md, loc)
+
+
+def _too_short(md: SampleMd | ExploreMd, loc: Loc) -> Iterator[Problem]:
+    steps = round(md.time_fs / md.timestep_fs)
+    if steps < 1:
+        yield Problem(
+            (*loc, "time"), f"found {md.time_fs:g} fs, less than one step of {md.timestep_fs:g} fs"
+        )
+    if isinstance(md, ExploreMd) and 1 <= steps < md.check_every:
+        yield Problem(
+            (*loc, "check_every"), f"found {md.check_every}, but the walk has only {steps} steps"
+        )
+    if isinstance(md, SampleMd) and 1 <= steps * len(md.T_K) < md.count:
+        yield Problem(
+            (*loc, "count"),
+            f"found {md.count}, but all trajectories have {steps * len(md.T_K)} steps",
+        )
+
+
+def _limits(campaign: Campaign) -> Iterator[Problem]:
+    stop_md = campaign.stop_md
+    if stop_md.label_above_eV_per_A >= stop_md.abort_above_eV_per_A:
+        yield Problem(
+            ("stop_md", "label_above"),
+            f"found {stop_md.label_above_eV_per_A:g} eV/A, not below abort_above "
+            f"({stop_md.abort_above_eV_per_A:g} eV/A); above the first a frame is worth a label, "
+            "above the second the walk has left what the model knows",
+        )
+    for name in campaign.select.per_round:
+        yield from _unknown(campaign, name, ("select", "per_round", name))
+    for name in campaign.stop.labels or {}:
+        yield from _unknown(campaign, name, ("stop", "labels", name))
+
+
+def _unknown(campaign: Campaign, name: str, loc: Loc) -> Iterator[Problem]:
+    if name not in campaign.fidelities:
+        yield Problem(
+            loc, f"found '{name}', no such fidelity; {hint(name, campaign.fidelity_names)}"
+        )
+
+
+def _no_file(campaign: Campaign, path: Path, loc: Loc) -> Iterator[Problem]:
+    try:
+        full = campaign.resolve(path)
+        if full.is_file():
+            return
+        if not full.parent.is_dir():
+            yield Problem(loc, f"found '{path}', but there is no folder {full.parent}")
+            return
+        names = sorted(p.name for p in full.parent.iterdir() if p.is_file())[:20]
+    except (OSError, ValueError, RuntimeError) as error:  # no permission, NUL, ~nobody
+        yield Problem(loc, f"found '{path}', which cannot be read: {error}")
+        return
+    near = hint(full.name, tuple(names)) if names else "the folder holds no files"
+    yield Problem(loc, f"found '{path}', no such file in {full.parent}; {near}")

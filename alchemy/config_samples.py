@@ -1,0 +1,225 @@
+# ruff: noqa: N815 - the unit at the end of an attribute keeps its capital
+"""The blocks that say where structures come from: start and test items, and explorers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    StringConstraints,
+    WithJsonSchema,
+    model_validator,
+)
+
+from alchemy.config_fields import (
+    Block,
+    Count,
+    FilePath,
+    Flag,
+    Labels,
+    NotNegative,
+    Positive,
+    hint,
+    installed,
+    wrong,
+)
+from alchemy.quantities import Length, Temperature, Time, describe
+
+SAMPLE_KINDS = ("files", "rattle", "md")
+Temperatures = Annotated[tuple[Temperature, ...], Field(min_length=1)]
+
+_INDEX = r"^(-?\d+|(-?\d*)(:-?\d*){1,2})$"
+
+
+def _check_index(value: object) -> object:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if isinstance(value, str) and not re.match(_INDEX, value):
+        raise wrong(f'found \'{value}\'; write a slice such as ":", "0:100:10" or -1')
+    return value
+
+
+class Files(Block):
+    """Structures from files that ASE can read."""
+
+    paths: Annotated[tuple[FilePath, ...], Field(min_length=1)] = Field(
+        description="Structure files, relative to the campaign file; 'path: one.xyz' works too"
+    )
+    index: Annotated[
+        str,
+        BeforeValidator(_check_index),
+        StringConstraints(pattern=_INDEX),
+        WithJsonSchema({"anyOf": [{"type": "string", "pattern": _INDEX}, {"type": "integer"}]}),
+    ] = Field(default=":", description="Which frames of each file, as a Python slice")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _path_is_one_of_paths(cls, data: object) -> object:
+        if not isinstance(data, Mapping) or "path" not in data:
+            return data
+        if "paths" in data:
+            raise wrong("found both 'path' and 'paths'; keep one")
+        return {**{k: v for k, v in data.items() if k != "path"}, "paths": [data["path"]]}
+
+    model_config = ConfigDict(json_schema_extra=lambda schema: _path_schema(schema))
+
+
+def _path_schema(schema: dict[str, Any]) -> None:
+    schema["properties"]["path"] = {"type": "string", "minLength": 1}
+    schema["required"].remove("paths")
+    schema["oneOf"] = [{"required": ["paths"]}, {"required": ["path"]}]
+
+
+class Rattle(Block):
+    """Copies of structures with Gaussian displacements."""
+
+    structures: FilePath = Field(description="Structure file, relative to the campaign file")
+    count: Count = Field(description="Rattled copies in all, shared among the structures")
+    stdev_A: Length = Field(alias="stdev", description="Standard deviation of each coordinate")
+    relax_with: str | None = Field(
+        default=None, description="Fidelity that relaxes the structures first; null: as they are"
+    )
+    strain: NotNegative = Field(
+        default=0.0, description="Standard deviation of random strains of periodic cells"
+    )
+
+
+class SampleMd(Block):
+    """Frames of molecular dynamics driven by a labeler, for the time before there is a model."""
+
+    structures: FilePath = Field(description="Structure file, relative to the campaign file")
+    fidelity: str = Field(alias="with", description="Fidelity that drives the dynamics")
+    T_K: Temperatures = Field(alias="T", description="Temperatures, such as [300 K, 600 K]")
+    time_fs: Time = Field(alias="time", description="Length of each trajectory")
+    timestep_fs: Time = Field(default=0.5, alias="timestep", description="Integration step")
+    count: Count = Field(description="Frames in all, evenly spaced over all trajectories")
+    relax_first: Flag = Field(default=True, description="Relax with the same fidelity before")
+    friction_per_fs: Positive = Field(default=0.01, description="Langevin friction, in 1/fs")
+
+
+class Sample(Block):
+    """An item of `start` or `test`: exactly one source of structures, and their labels."""
+
+    files: Files | None = Field(default=None, description="Structures from files")
+    rattle: Rattle | None = Field(default=None, description="Displaced copies of structures")
+    md: SampleMd | None = Field(default=None, description="Molecular dynamics with a labeler")
+    label: Labels = Field(description="How many to label with which fidelity, or all of them")
+
+    model_config = ConfigDict(json_schema_extra=lambda schema: _one_source_schema(schema))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_one_source(cls, data: object) -> object:
+        if not isinstance(data, Mapping):
+            return data
+        kinds = [kind for kind in SAMPLE_KINDS if kind in data]
+        if len(kinds) > 1:
+            raise wrong(f"found {' and '.join(kinds)} in one item; put each into its own '- ' item")
+        unknown = [key for key in data if key not in (*SAMPLE_KINDS, "label")]
+        if not kinds and not unknown:
+            raise wrong(f"found no source of structures; add one of {', '.join(SAMPLE_KINDS)}")
+        empty = [kind for kind in kinds if data[kind] is None]
+        if empty:
+            raise wrong(f"found nothing under '{empty[0]}'; indent its keys below it")
+        return data
+
+    @property
+    def kind(self) -> Literal["files", "rattle", "md"]:
+        return "files" if self.files else "rattle" if self.rattle else "md"
+
+    @property
+    def source(self) -> Files | Rattle | SampleMd:
+        return self.files or self.rattle or cast(SampleMd, self.md)
+
+
+def _not_null(schema: dict[str, Any]) -> dict[str, Any]:
+    return {**schema["anyOf"][0], "description": schema["description"]}
+
+
+def _one_source_schema(schema: dict[str, Any]) -> None:
+    for kind in SAMPLE_KINDS:  # null is for Python only
+        schema["properties"][kind] = _not_null(schema["properties"][kind])
+    schema["oneOf"] = [{"required": [kind]} for kind in SAMPLE_KINDS]
+
+
+def _check_structures(value: object) -> Path | Literal["start"]:
+    if value == "start":
+        return "start"
+    if isinstance(value, str) and value.strip():
+        return Path(value)
+    raise wrong(f"found {describe(value)}; write 'start' or the path of a structure file")
+
+
+Structures = Annotated[
+    Path | Literal["start"],
+    PlainValidator(_check_structures),
+    PlainSerializer(str, return_type=str),
+    WithJsonSchema({"type": "string", "minLength": 1}),
+]
+
+
+class ExploreMd(Block):
+    """Molecular dynamics with the committee, stopped where it becomes unsure."""
+
+    structures: Structures = Field(
+        default="start", description="'start' (structures of the start block) or a structure file"
+    )
+    ensemble: Literal["nvt", "nve"] = Field(
+        default="nvt", description="nvt (Langevin) or nve (velocity Verlet)"
+    )
+    T_K: Temperatures = Field(alias="T", description="Temperatures, such as [300 K, 600 K]")
+    time_fs: Time = Field(alias="time", description="Length of each walk")
+    timestep_fs: Time = Field(default=0.5, alias="timestep", description="Integration step")
+    friction_per_fs: Positive = Field(default=0.01, description="Langevin friction, in 1/fs; nvt")
+    walkers: Count = Field(default=4, description="Walkers at each temperature")
+    check_every: Count = Field(default=10, description="Steps between looks at the uncertainty")
+    sample_every: Count | None = Field(
+        default=None, description="Steps between frames offered anyway; null: a few per walk"
+    )
+
+
+class Explore(Block):
+    """An item of `explore`: one explorer by its plug-in name, with its options."""
+
+    md: ExploreMd | None = Field(default=None, description="Molecular dynamics with the committee")
+    plugin: str | None = Field(default=None, description="Name of another package's explorer")
+    options: dict[str, Any] = Field(default_factory=dict, description="What it was given")
+
+    model_config = ConfigDict(json_schema_extra=lambda schema: _explorer_schema(schema))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_one_explorer(cls, data: object) -> object:
+        if not isinstance(data, Mapping):
+            return data
+        known = tuple(sorted({"md", *installed("explorers")}))
+        if len(data) != 1:
+            raise wrong(
+                f"found {' and '.join(map(str, data)) or 'an empty mapping'}; each '- ' item is "
+                f"one explorer ({', '.join(known)}) with its options indented below it"
+            )
+        kind, options = next(iter(data.items()))
+        if kind not in known:
+            raise wrong(f"found '{kind}', no such explorer; {hint(kind, known)}")
+        if options is None and kind == "md":
+            raise wrong(f"found nothing under '{kind}'; indent its keys below it")
+        if kind == "md":
+            return {"md": options}
+        return {"plugin": kind, "options": {} if options is None else options}
+
+    @property
+    def kind(self) -> str:
+        return self.plugin or "md"
+
+
+def _explorer_schema(schema: dict[str, Any]) -> None:
+    schema["properties"] = {"md": _not_null(schema["properties"]["md"])}
+    schema.update(additionalProperties={"type": "object"}, minProperties=1, maxProperties=1)

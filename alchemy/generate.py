@@ -1,0 +1,186 @@
+"""Structures for the time before there is a model: from files, rattled, or from a labeler's own dynamics."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from ase import Atoms, units
+from ase.calculators.calculator import Calculator, all_changes
+from ase.io import read
+from ase.md.langevin import Langevin
+from ase.optimize import FIRE
+
+from alchemy_policies.integrators import maxwell_boltzmann
+
+from .errors import StructureError
+from .gate import Gate
+from .labelers.base import Labeler, LabelFailureError, make_labeler
+
+RELAXED_EV_PER_A = 0.02
+RELAX_STEPS = 300
+
+
+class LabelerCalculator(Calculator):
+    """A labeler as ASE calculator, for short dynamics and relaxations; scratch is reused."""
+
+    implemented_properties: ClassVar[list[str]] = ["energy", "free_energy", "forces", "stress"]
+
+    def __init__(self, labeler: Labeler, scratch: Path) -> None:
+        super().__init__()
+        self.labeler, self.scratch = labeler, scratch
+
+    def calculate(
+        self,
+        atoms: Atoms | None = None,
+        properties: Sequence[str] = ("energy",),
+        system_changes: Sequence[str] = tuple(all_changes),
+    ) -> None:
+        super().calculate(atoms, list(properties), list(system_changes))
+        assert self.atoms is not None
+        self.scratch.mkdir(parents=True, exist_ok=True)
+        self.labeler.write_input(self.atoms, self.scratch)
+        self.labeler.run(self.scratch)
+        result = self.labeler.read(self.atoms, self.scratch)
+        self.results = {
+            "energy": result.energy_eV,
+            "free_energy": result.energy_eV,
+            "forces": result.forces_eV_per_A,
+        }
+        if result.stress_eV_per_A3 is not None:
+            self.results["stress"] = result.stress_eV_per_A3
+
+
+def make_structures(request: dict[str, Any]) -> list[Atoms]:
+    """Structures of one `start` or `test` item.
+
+    Args:
+        request: kind ('files', 'rattle', 'md'), source (the item's settings), base_dir, elements,
+            labelers (name and options by fidelity), seed, scratch.
+
+    Raises:
+        StructureError: a file that cannot be read, an element that the campaign does not list, atoms on
+            top of each other, or dynamics that fail.
+    """
+    source, base = request["source"], Path(request["base_dir"])
+    rng = np.random.default_rng(request["seed"])
+    if request["kind"] == "files":
+        frames = [
+            a
+            for path in source["paths"]
+            for a in read_structures(base / path, source["index"], request["elements"])
+        ]
+        return frames
+    starts = read_structures(base / source["structures"], ":", request["elements"])
+    scratch = Path(request["scratch"])
+    try:
+        if request["kind"] == "rattle":
+            return _rattled(starts, source, request, rng=rng)
+        return _dynamics(starts, source, request, rng=rng)
+    except LabelFailureError as error:
+        raise StructureError(f"making start structures failed: {error}") from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def read_structures(path: Path, index: str, elements: Sequence[str]) -> list[Atoms]:
+    """Frames of a file, checked against the campaign's elements; names file and frame in errors."""
+    try:
+        found = read(path, index=index if ":" in index else f"{index}:{int(index) + 1 or ''}")
+    except FileNotFoundError:
+        raise StructureError(f"{path}: no such structure file") from None
+    except Exception as error:
+        raise StructureError(f"{path}: cannot be read as structures ({error})") from error
+    frames = found if isinstance(found, list) else [found]
+    if not frames:
+        raise StructureError(f"{path}: no structure at index {index}")
+    for n, atoms in enumerate(frames):
+        atoms.calc = None
+        strange = sorted(set(atoms.get_chemical_symbols()) - set(elements))
+        if strange:
+            raise StructureError(
+                f"{path}, frame {n} ({atoms.get_chemical_formula()}): {', '.join(strange)} is not among "
+                f"the campaign's elements ({', '.join(elements)})"
+            )
+        problems = Gate().check_structure(atoms)
+        if problems:
+            raise StructureError(f"{path}, frame {n}: {problems[0][1]}")
+    return frames
+
+
+def _labeler(request: dict[str, Any], fidelity: str) -> LabelerCalculator:
+    chosen = request["labelers"][fidelity]
+    labeler = make_labeler(
+        chosen["labeler"], chosen["options"], base_dir=Path(request["base_dir"])
+    )
+    return LabelerCalculator(labeler, Path(request["scratch"]))
+
+
+def _relaxed(atoms: Atoms, calculator: Calculator) -> Atoms:
+    atoms = atoms.copy()
+    atoms.calc = calculator
+    FIRE(atoms, logfile=None).run(fmax=RELAXED_EV_PER_A, steps=RELAX_STEPS)
+    atoms.calc = None
+    return atoms
+
+
+def _rattled(
+    starts: list[Atoms], source: dict[str, Any], request: dict[str, Any], *, rng: np.random.Generator
+) -> list[Atoms]:
+    if source["relax_with"] is not None:
+        calculator = _labeler(request, source["relax_with"])
+        starts = [_relaxed(a, calculator) for a in starts]
+    frames = []
+    for n in range(source["count"]):
+        atoms = starts[n % len(starts)].copy()
+        if source["strain"] > 0 and atoms.pbc.any():
+            strain = rng.normal(0.0, source["strain"], (3, 3))
+            deformation = np.eye(3) + 0.5 * (strain + strain.T)
+            atoms.set_cell(np.asarray(atoms.cell) @ deformation, scale_atoms=True)
+        atoms.positions += rng.normal(0.0, source["stdev_A"], atoms.positions.shape)
+        frames.append(atoms)
+    return frames
+
+
+def _dynamics(
+    starts: list[Atoms], source: dict[str, Any], request: dict[str, Any], *, rng: np.random.Generator
+) -> list[Atoms]:
+    """Langevin trajectories of every start at every temperature; frames evenly spaced in their later part.
+
+    The first fifth of each trajectory is left out: it still remembers the minimum.
+    """
+    calculator = _labeler(request, source["fidelity"])
+    if source["relax_first"]:
+        starts = [_relaxed(a, calculator) for a in starts]
+    runs = [(a, t) for t in source["T_K"] for a in starts]
+    share = np.diff(np.linspace(0, source["count"], len(runs) + 1).round().astype(int))
+    steps = round(source["time_fs"] / source["timestep_fs"])
+    frames = []
+    for (start, temperature), count in zip(runs, share, strict=True):
+        if not count:
+            continue
+        atoms = start.copy()
+        masses = atoms.get_masses()
+        velocities = maxwell_boltzmann(1.0 / masses, temperature, rng)
+        atoms.set_velocities(velocities / units.fs)
+        atoms.calc = calculator
+        dynamics = Langevin(
+            atoms,
+            timestep=source["timestep_fs"] * units.fs,
+            temperature_K=temperature,
+            friction=source["friction_per_fs"] / units.fs,
+            fixcm=False,
+            rng=rng,
+        )
+        done = 0
+        for stop in np.linspace(steps / 5, steps, count + 1).round().astype(int)[1:]:
+            dynamics.run(int(stop) - done)
+            done = int(stop)
+            frame = atoms.copy()
+            frame.calc = None
+            frame.set_momenta(None) if "momenta" in frame.arrays else None
+            frames.append(frame)
+    return frames

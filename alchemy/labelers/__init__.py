@@ -1,0 +1,1 @@
+"""Labelers: levels of theory behind one staged protocol (`base.Labeler`)."""

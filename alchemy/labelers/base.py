@@ -1,0 +1,149 @@
+"""The labeler protocol, templates, and the way from a name in a campaign file to a labeler.
+
+Labelers are staged (`write_input`, `run`, `read`): in-process codes and batch jobs look alike.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from ase import Atoms
+from jinja2 import StrictUndefined, TemplateError, UndefinedError
+from jinja2.sandbox import SandboxedEnvironment
+
+from alchemy.errors import EnvironmentProblemError, InputError
+from alchemy.identity import content_hash
+from alchemy.plugins import find, hint
+
+
+class LabelFailureError(Exception):
+    """This structure cannot be labelled. Becomes a failed record; `reason` is a short code."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(reason, message)  # both in args: otherwise it does not unpickle
+        self.reason = reason
+        self.message = message
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.message}"
+
+
+@dataclass(frozen=True)
+class LabelResult:
+    """Numbers of one label: eV, eV/Å (raw, no constraints applied), eV/Å³ (Voigt, ASE sign)."""
+
+    energy_eV: float
+    forces_eV_per_A: np.ndarray
+    stress_eV_per_A3: np.ndarray | None
+    energy_kind: str
+    dipole_eA: np.ndarray | None
+
+
+class Labeler(Protocol):
+    """One level of theory."""
+
+    @property
+    def name(self) -> str:
+        """The name under which the user knows it."""
+
+    @property
+    def periodic(self) -> bool:
+        """Whether it can treat periodic structures."""
+
+    @property
+    def net_force_eV_per_A_per_atom(self) -> float:
+        """Above this |ΣF|/A the label is wrong, not noisy; depends on grids, so on the code."""
+
+    def physics(self) -> dict[str, Any]:
+        """JSON: everything that changes the number; hashed, it is the fingerprint."""
+
+    def code(self) -> str:
+        """Program and version, such as 'pyscf 2.14.0'."""
+
+    def write_input(self, atoms: Atoms, directory: Path) -> None:
+        """Render the template into `directory`."""
+
+    def run(self, directory: Path) -> None:
+        """Compute; writes only inside `directory`."""
+
+    def read(self, atoms: Atoms, directory: Path) -> LabelResult:
+        """Parse and judge the output; raises LabelFailureError."""
+
+
+def installed_version(package: str) -> str:
+    """Version of a program that came as a Python package, without importing it."""
+    try:
+        return version(package)
+    except PackageNotFoundError as error:
+        raise EnvironmentProblemError(
+            f"the Python package '{package}' is not installed; try: pip install {package}"
+        ) from error
+
+
+def minor_release(package: str) -> str:
+    """'2.14' of '2.14.0': a patch release is not meant to change numbers, a minor one may."""
+    return ".".join(installed_version(package).split(".")[:2])
+
+
+def render(template: str | Path, context: Mapping[str, Any]) -> str:
+    """Render a template of `alchemy_templates` ('labelers/pyscf.yaml.j2') or a file of the user.
+
+    Sandboxed: a template from a colleague's campaign can fill in text, not run code.
+    """
+    environment = SandboxedEnvironment(
+        undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False
+    )
+    try:
+        return environment.from_string(_template_text(template)).render(dict(context))
+    except UndefinedError as error:
+        known = ", ".join(sorted(context))
+        raise InputError(f"template {template}: {error.message}; variables: {known}") from error
+    except TemplateError as error:
+        line = getattr(error, "lineno", None)
+        where = f" line {line}" if line else ""
+        raise InputError(f"template {template}{where}: {error}") from error
+    except TypeError as error:  # e.g. a filter applied to the wrong kind of value
+        raise InputError(f"template {template}: {error}") from error
+
+
+def _template_text(template: str | Path) -> str:
+    if isinstance(template, str):
+        resource = files("alchemy_templates").joinpath(template)
+        if resource.is_file():
+            return resource.read_text(encoding="utf-8")
+    try:
+        return Path(template).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"template {template} cannot be read: {error}") from error
+
+
+def make_labeler(name: str, options: Mapping[str, Any], *, base_dir: Path) -> Labeler:
+    """The labeler `name` with `options`; a relative `template` is looked up in `base_dir`."""
+    factory = find("labelers", name)
+    parameters = inspect.signature(factory).parameters
+    open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    for option in options:
+        if option not in parameters and not open_ended:
+            listed = hint(option, parameters, label="its options")
+            raise InputError(f"labeler '{name}' has no option '{option}'; {listed}")
+    values = dict(options)
+    if values.get("template") is not None:
+        values["template"] = str((base_dir / str(values["template"])).resolve())
+    try:
+        labeler: Labeler = factory(**values)
+    except TypeError as error:
+        raise InputError(f"labeler '{name}': {error}") from error
+    labeler.physics()  # a wrong template or value is found here, not on a worker
+    return labeler
+
+
+def fingerprint(labeler: Labeler) -> str:
+    """32 hex digits that change when the level of theory does."""
+    return content_hash(labeler.physics())

@@ -1,0 +1,146 @@
+"""What every stage is given, and how a stage hands tasks out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tace.prediction import CommitteePrediction
+
+from .. import tasks
+from ..config import Campaign
+from ..executors import Executor, Task
+from ..identity import content_hash, seed_for
+from ..labelers.base import Labeler, fingerprint, make_labeler
+from ..progress import Progress
+from ..state import Home
+from ..store import Store
+
+
+@dataclass
+class Context:
+    """The campaign, where it lives, and what runs its tasks."""
+
+    campaign: Campaign
+    home: Home
+    store: Store
+    executor: Executor
+    progress: Progress
+    fidelities: tuple[str, ...]  # in use: all of the file's, or the subset asked for
+    inline: bool
+    labelers: dict[str, Labeler] = field(default_factory=dict)
+    fingerprints: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in self.fidelities:
+            chosen = self.campaign.fidelities[name]
+            self.labelers[name] = make_labeler(
+                chosen.labeler, chosen.options, base_dir=self.campaign.base_dir
+            )
+            self.fingerprints[name] = fingerprint(self.labelers[name])
+
+    @property
+    def target(self) -> str:
+        return self.campaign.target
+
+    @property
+    def members(self) -> int:
+        return self.campaign.model.committee
+
+    def seed(self, *path: int | str) -> int:
+        """Seed for (round, stage, item), derived from the campaign's."""
+        return seed_for(self.campaign.seed, *path)
+
+    def models(self, round_number: int) -> list[str]:
+        """Files of the round's committee."""
+        return [str(p) for p in self.home.members(round_number, self.members)]
+
+    def model_set(self, round_number: int) -> str:
+        """Name of the round's committee in the store's predictions."""
+        return content_hash(["committee", self.campaign.name, round_number, self.members])
+
+    def run(
+        self, task: Task, requests: Sequence[dict[str, Any]], *, resource: str, what: str
+    ) -> list[dict[str, Any]]:
+        """Run tasks that must all succeed, with progress; results in the order of the requests.
+
+        Raises:
+            Exception: the first failure of a task, as it was.
+        """
+        results: list[dict[str, Any] | None] = [None] * len(requests)
+
+        def done(index: int, result: dict[str, Any] | BaseException) -> None:
+            if isinstance(result, BaseException):
+                raise result
+            results[index] = result
+            bar.advance()
+
+        with self.progress.stage(what, len(requests)) as bar:
+            self.executor.run(task, requests, resource=resource, on_done=done)
+        return [r for r in results if r is not None]
+
+    def score(
+        self, round_number: int, uids: Sequence[str], fidelity: str, *, name: str
+    ) -> CommitteeScores:
+        """Predict stored structures with a round's committee, in chunks; kept in the round's directory."""
+        as_of = self.store.snapshot().last
+        chunk = 256
+        directory = self.home.round(round_number)
+        requests = [
+            {
+                "store": str(self.home.store),
+                "as_of": as_of,
+                "uids": list(uids[start : start + chunk]),
+                "models": self.models(round_number),
+                "fidelity": fidelity,
+                "out": str(directory / f"score-{name}-{content_hash(list(uids))[:8]}-{start}.npz"),
+            }
+            for start in range(0, len(uids), chunk)
+        ]
+        found = self.run(tasks.score, requests, resource="GPU", what=f"score {name}")
+        return CommitteeScores.joined([tasks.read_arrays(Path(r["out"])) for r in found])
+
+
+@dataclass(frozen=True)
+class CommitteeScores:
+    """Arrays of a `score` task, all structures one after another."""
+
+    n_atoms: np.ndarray  # [S]
+    energies_eV: np.ndarray  # [K,S]
+    mean_forces_eV_per_A: np.ndarray  # [A,3]
+    force_spread_eV_per_A: np.ndarray  # [A]
+    features: np.ndarray  # [S,D]
+
+    @classmethod
+    def joined(cls, parts: Sequence[dict[str, np.ndarray]]) -> CommitteeScores:
+        """Chunks in order; empty arrays when there are none."""
+        if not parts:
+            return cls(
+                np.zeros(0, int), np.zeros((1, 0)), np.zeros((0, 3)), np.zeros(0), np.zeros((0, 0))
+            )
+        axis = {"energies_eV": 1}
+        return cls(
+            **{k: np.concatenate([p[k] for p in parts], axis=axis.get(k, 0)) for k in parts[0]}
+        )
+
+    def prediction(self) -> CommitteePrediction:
+        """The part that error measures need."""
+        return CommitteePrediction(self.n_atoms, self.energies_eV, self.mean_forces_eV_per_A)
+
+    def per_structure(self, per_atom: np.ndarray) -> list[np.ndarray]:
+        """Cut an array over atoms into one piece per structure."""
+        return np.split(per_atom, np.cumsum(self.n_atoms)[:-1]) if len(self.n_atoms) else []
+
+
+Stage = Callable[[Context, Any], dict[str, Any]]
+
+
+def timed(function: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], float]:
+    """Result and wall seconds."""
+    started = time.perf_counter()
+    return function(), time.perf_counter() - started

@@ -1,0 +1,157 @@
+"""Look for what the committee does not know, and score what was found."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from ase import Atoms
+
+from alchemy_policies.calibration import Calibration
+
+from .. import tasks
+from ..config_samples import ExploreMd
+from ..datasets import TEST, TRAIN
+from ..generate import read_structures
+from ..identity import structure_uid
+from ..records import atoms_from_document, atoms_to_document
+from ..state import RoundState
+from ..store import EventRow, PredictionRow, Snapshot
+from .context import Context
+
+
+def explore(context: Context, state: RoundState, calibration: Calibration) -> dict[str, Any]:
+    """Every condition is a task; candidates go to the store with where they came from."""
+    snapshot = context.store.snapshot()
+    requests = []
+    for n, item in enumerate(context.campaign.explore):
+        starts = _starts(context, snapshot, item.md)
+        for options in _conditions(context, item):
+            requests.append(
+                {
+                    "explorer": item.kind,
+                    "options": options,
+                    "starts": [atoms_to_document(a) for a in starts],
+                    "models": context.models(state.number),
+                    "fidelity": context.target,
+                    "calibration": calibration.to_json(),
+                    "seed": context.seed(state.number, "explore", n, len(requests)),
+                    "out": str(state.directory / f"explore-{len(requests)}.json"),
+                }
+            )
+    results = context.run(tasks.explore, requests, resource="GPU", what="explore")
+    documents = [tasks.read_candidates(Path(r["out"])) for r in results]
+    uids = _commit(context, state, snapshot, documents, requests)
+    walkers = [w for d in documents for w in d["walkers"]]
+    state.facts["explore"] = {
+        "candidates": len(uids),
+        "force_calls": sum(d["force_calls"] for d in documents),
+        "outcomes": dict(Counter(w["outcome"] for w in walkers)),
+        "cpu_s": sum(d["cpu_s"] for d in documents),
+    }
+    return {"candidates": uids}
+
+
+def _starts(context: Context, snapshot: Snapshot, md: ExploreMd | None) -> list[Atoms]:
+    """Structures of a file, or every labelled training structure of the target level."""
+    if md is not None and md.structures != "start":
+        return read_structures(
+            context.campaign.resolve(md.structures), ":", context.campaign.elements
+        )
+    parts = snapshot.part_of()
+    uids = {r.structure_uid for r in snapshot.labels(fidelity=context.target)}
+    chosen = sorted(uid for uid in uids if parts.get(uid) == TRAIN)
+    return snapshot.structures(chosen)
+
+
+def _conditions(context: Context, item: Any) -> list[dict[str, Any]]:
+    """Options of the explorer, one entry per task: temperatures run side by side."""
+    if item.md is None:
+        return [dict(item.options)]
+    md, stop = item.md, context.campaign.stop_md
+    steps = max(1, round(md.time_fs / md.timestep_fs))
+    samples = 4 if md.sample_every is None else max(1, steps // md.sample_every)
+    shared = {
+        "time_fs": md.time_fs,
+        "timestep_fs": md.timestep_fs,
+        "friction_per_fs": md.friction_per_fs,
+        "walkers": md.walkers,
+        "check_every": md.check_every,
+        "ensemble": md.ensemble,
+        "samples": samples,
+        "label_above_eV_per_A": stop.label_above_eV_per_A,
+        "abort_above_eV_per_A": stop.abort_above_eV_per_A,
+        "guards": {
+            "pair_factor": stop.guards.min_distance_factor,
+            "max_force_eV_per_A": stop.guards.max_force_eV_per_A,
+            "max_temperature_ratio": stop.guards.max_temperature_factor,
+        },
+    }
+    return [{**shared, "temperatures_K": [t]} for t in md.T_K]
+
+
+def _commit(
+    context: Context,
+    state: RoundState,
+    snapshot: Snapshot,
+    documents: list[dict[str, Any]],
+    requests: list[dict[str, Any]],
+) -> list[str]:
+    """Structures and events; returns the uids that may be labelled, without known and test ones."""
+    now = time.time()
+    parts = snapshot.part_of()
+    structures, events, fresh = [], [], []
+    for document, request in zip(documents, requests, strict=True):
+        for candidate in document["candidates"]:
+            atoms = atoms_from_document(candidate["structure"])
+            uid = structure_uid(atoms)
+            start = atoms_from_document(
+                request["starts"][document["walkers"][candidate["walker"]]["start"]]
+            )
+            structures.append(atoms)
+            error = candidate["expected_error_eV_per_A"]
+            events.append(
+                EventRow(
+                    uid,
+                    "candidate",
+                    parent_uid=structure_uid(start),
+                    sampler=candidate["source"],
+                    reason=candidate["reason"],
+                    round=state.number,
+                    step=candidate["step"],
+                    temperature_K=candidate["temperature_K"],
+                    expected_error_eV_per_A=float("nan") if error is None else error,
+                    time=now,
+                )
+            )
+            if parts.get(uid) not in (TRAIN, TEST):
+                fresh.append(uid)
+    context.store.append(structures=structures, events=events)
+    return list(dict.fromkeys(fresh))
+
+
+def score(context: Context, state: RoundState, uids: list[str]) -> dict[str, Any]:
+    """Predictions of all candidates with their spread, kept in the store."""
+    if not uids:
+        return {}
+    scores = context.score(state.number, uids, context.target, name="candidates")
+    prediction = scores.prediction()
+    spreads = scores.per_structure(scores.force_spread_eV_per_A)
+    model_set = context.model_set(state.number)
+    context.store.append(
+        predictions=[
+            PredictionRow(
+                structure_uid=uid,
+                model_set=model_set,
+                fidelity=context.target,
+                energy_eV=float(prediction.mean_energies[n]),
+                energy_std_eV=float(prediction.energy_spread[n]),
+                max_force_std_eV_per_A=float(spreads[n].max()),
+                force_std_eV_per_A=spreads[n],
+            )
+            for n, uid in enumerate(uids)
+        ]
+    )
+    return {"scored": len(uids)}

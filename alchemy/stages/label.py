@@ -1,0 +1,206 @@
+"""Labels: buy what is asked for, once each; every record enters the store as it comes."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections import Counter
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+
+from .. import tasks
+from ..datasets import isolated_energies, rows_of
+from ..errors import EnvironmentProblemError
+from ..executors import WorkerKilledError
+from ..identity import label_key
+from ..records import LabelRecord, atoms_to_document
+from ..state import RoundState
+from ..store import FailureRow, LabelRow
+from .context import Context
+
+FLUSH_S = 1.0  # records wait at most this long on disk before they are in the store as well
+FLUSH_RECORDS = 64
+
+
+def label(
+    context: Context, state: RoundState, requests: Sequence[tuple[str, str]], *, what: str
+) -> None:
+    """Label (uid, fidelity) pairs that the store does not have; failures become rows, not exceptions.
+
+    Raises:
+        EnvironmentProblemError: a task failed for a reason that is not the structure's.
+    """
+    snapshot = context.store.snapshot()
+    keys = {
+        label_key(uid, fidelity, context.fingerprints[fidelity]): (uid, fidelity)
+        for uid, fidelity in requests
+    }
+    pending = [key for key in keys if snapshot.label_is_ok(key) is None]
+    if not pending:
+        return
+    e0 = symbols_of(isolated_energies(snapshot, context.fidelities))
+    documents = []
+    for key in pending:
+        uid, fidelity = keys[key]
+        chosen = context.campaign.fidelities[fidelity]
+        documents.append(
+            {
+                "structure": atoms_to_document(snapshot.structure(uid)),
+                "fidelity": fidelity,
+                "labeler": chosen.labeler,
+                "options": chosen.options,
+                "base_dir": str(context.campaign.base_dir),
+                "root": str(context.home.labels),
+                "gate": {},
+                "e0_eV": e0.get(fidelity) if len(snapshot.structure(uid)) > 1 else None,
+            }
+        )
+    sink = _Sink(context, state.number)
+    context.home.labels.mkdir(parents=True, exist_ok=True)
+
+    def done(index: int, result: dict[str, Any] | BaseException) -> None:
+        uid, fidelity = keys[pending[index]]
+        if isinstance(result, WorkerKilledError):
+            sink.lost(uid, fidelity, str(result))
+        elif isinstance(result, BaseException):
+            raise EnvironmentProblemError(
+                f"labelling {uid[:8]} with {fidelity} failed outside the calculation: {result}"
+            ) from result
+        else:
+            sink.take(tasks.read_label(context.home.labels, result["key"]))
+            bar.note(f"{fidelity} {'ok' if result['status'] == 'ok' else result['reason']}")
+        bar.advance()
+
+    with context.progress.stage(what, len(pending)) as bar:
+        try:
+            context.executor.run(tasks.label, documents, resource="LABEL", on_done=done)
+        finally:
+            sink.flush()
+
+
+class _Sink:
+    """Collects records and commits them in small batches; then tidies their directories."""
+
+    def __init__(self, context: Context, round_number: int) -> None:
+        self.context, self.round = context, round_number
+        self.records: list[LabelRecord] = []
+        self.failures: list[FailureRow] = []
+        self.since = time.monotonic()
+
+    def take(self, record: LabelRecord) -> None:
+        """One finished record; commits when enough waited."""
+        self.records.append(record)
+        if record.status != "ok":
+            self.failures.append(
+                FailureRow(
+                    record.structure_uid,
+                    "label",
+                    record.fidelity,
+                    record.reason,
+                    record.message,
+                    record.attempt,
+                    time.time(),
+                )
+            )
+        if len(self.records) >= FLUSH_RECORDS or time.monotonic() - self.since > FLUSH_S:
+            self.flush()
+
+    def lost(self, uid: str, fidelity: str, message: str) -> None:
+        """A label whose worker died each time: no record, only the failure."""
+        self.failures.append(
+            FailureRow(uid, "label", fidelity, "worker-killed", message, 1, time.time())
+        )
+
+    def flush(self) -> None:
+        """Commit, then remove the directories that `keep` does not ask for."""
+        if self.records or self.failures:
+            self.context.store.append(
+                labels=[row_of(r) for r in self.records], failures=self.failures
+            )
+        keep = self.context.campaign.keep.label_directories
+        for record in self.records:
+            if keep == "none" or (keep == "failed" and record.status == "ok"):
+                shutil.rmtree(self.context.home.labels / record.key, ignore_errors=True)
+        self.records, self.failures, self.since = [], [], time.monotonic()
+
+
+def row_of(record: LabelRecord) -> LabelRow:
+    """A record as a row of the store; the status of a failed one is its reason."""
+    ok = record.status == "ok"
+    return LabelRow(
+        key=record.key,
+        structure_uid=record.structure_uid,
+        fidelity=record.fidelity,
+        fingerprint=record.fingerprint,
+        status="ok" if ok else record.reason,
+        code=record.code,
+        energy_eV=float(record.energy_eV) if record.energy_eV is not None else float("nan"),
+        energy_kind=record.energy_kind or "total",
+        forces_eV_per_A=record.forces_eV_per_A,
+        stress_eV_per_A3=record.stress_eV_per_A3,
+        wall_s=record.wall_s,
+        cpu_s=record.cpu_s,
+        created=datetime.fromisoformat(record.created_utc).timestamp(),
+        replica=record.replica,
+        attempt=record.attempt,
+        properties={} if record.dipole_eA is None else {"dipole": np.asarray(record.dipole_eA)},
+    )
+
+
+def symbols_of(table: dict[str, dict[int, float]]) -> dict[str, dict[str, float]]:
+    """Atomic numbers to symbols."""
+    from ase.data import chemical_symbols
+
+    return {f: {chemical_symbols[z]: e for z, e in own.items()} for f, own in table.items()}
+
+
+def label_facts(context: Context, requests: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """What became of the requests, per fidelity, as the store knows it: counts, reasons, cost."""
+    snapshot = context.store.snapshot()
+    lost = Counter(
+        (f.structure_uid, f.fidelity) for f in snapshot.failures() if f.reason == "worker-killed"
+    )
+    facts: dict[str, Any] = {}
+    for uid, fidelity in requests:
+        own = facts.setdefault(fidelity, {"ok": 0, "failed": {}, "cpu_s": 0.0, "wall_s": 0.0})
+        row = snapshot.label(label_key(uid, fidelity, context.fingerprints[fidelity]))
+        if row is None:
+            reason = "worker-killed" if lost[uid, fidelity] else "missing"
+            own["failed"][reason] = own["failed"].get(reason, 0) + 1
+            continue
+        own["cpu_s"] += row.cpu_s
+        own["wall_s"] += row.wall_s
+        if row.status != "ok":
+            own["failed"][row.status] = own["failed"].get(row.status, 0) + 1
+        else:
+            own["ok"] += 1
+    return facts
+
+
+def require_usable(context: Context) -> None:
+    """After round zero: every fidelity has labels to train on, every element its energy.
+
+    Raises:
+        EnvironmentProblemError: with the reasons of the failures.
+    """
+    snapshot = context.store.snapshot()
+    for fidelity in context.fidelities:
+        reasons = Counter(
+            f"{f.reason}: {f.message}" for f in snapshot.failures() if f.fidelity == fidelity
+        )
+        why = "; ".join(f"{n} × {text[:200]}" for text, n in reasons.most_common(3))
+        if not rows_of(snapshot, "train", [fidelity]):
+            raise EnvironmentProblemError(f"no label of '{fidelity}' succeeded: {why}")
+        if context.campaign.e0 == "compute":
+            known = isolated_energies(snapshot, [fidelity]).get(fidelity, {})
+            from ase.data import atomic_numbers
+
+            missing = [s for s in context.campaign.elements if atomic_numbers[s] not in known]
+            if missing:
+                raise EnvironmentProblemError(
+                    f"no isolated-atom energy for {', '.join(missing)} at '{fidelity}' ({why}); give it under "
+                    "e0, or use e0: least-squares"
+                )

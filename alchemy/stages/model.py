@@ -1,0 +1,185 @@
+"""Train the committee and judge it on the fixed test set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tace.data import Labelled
+from tace.metrics import errors
+
+from .. import tasks
+from ..datasets import TEST, TRAIN, counts, isolated_energies, labelled, rows_of, total_labels
+from ..state import RoundState
+from ..store import LabelRow, Snapshot
+from .context import CommitteeScores, Context
+
+PARITY_POINTS = 1500
+
+
+def train(context: Context, state: RoundState) -> dict[str, Any]:
+    """K tasks; each member has its own seed and holds out its own structures."""
+    snapshot = context.store.snapshot()
+    requests = [_request(context, state.number, k, snapshot) for k in range(context.members)]
+    results = context.run(tasks.train_member, requests, resource="GPU", what="train committee")
+    table = counts(snapshot, context.fidelities)
+    state.facts.update(target=context.target, fidelities=list(context.fidelities))
+    state.facts["train"] = {
+        "members": context.members,
+        "labels": {f: own.get(TRAIN, 0) for f, own in table.items()},
+        "cpu_s": sum(r["cpu_s"] for r in results),
+        "wall_s": max(r["wall_s"] for r in results),
+        "members_valid_force_rmse_eV_per_A": [r["valid_force_rmse_eV_per_A"] for r in results],
+    }
+    return {"as_of": snapshot.last, "models": context.models(state.number)}
+
+
+def _request(context: Context, number: int, member: int, snapshot: Snapshot) -> dict[str, Any]:
+    model, settings = context.campaign.model, context.campaign.model.train
+    overrides = {
+        name: value
+        for name, value in {
+            "channels": model.overrides.channels,
+            "l_max": model.overrides.l_max,
+            "L_max": model.overrides.L_max,
+            "correlation": model.overrides.correlation,
+            "n_layers": model.overrides.layers,
+            "radial_hidden": model.overrides.radial_mlp,
+        }.items()
+        if value is not None
+    }
+    return {
+        "store": str(context.home.store),
+        "as_of": snapshot.last,
+        "fidelities": list(context.fidelities),
+        "elements": sorted(_numbers(context.campaign.elements)),
+        "preset": model.preset,
+        "cutoff_A": model.cutoff_A,
+        "overrides": {k: list(v) if isinstance(v, tuple) else v for k, v in overrides.items()},
+        "dtype": model.dtype,
+        "e0_eV": _reference(context, snapshot),
+        "settings": {
+            "steps": settings.steps,
+            "batch_size": settings.batch,
+            "learning_rate": settings.learning_rate,
+            "schedule": settings.schedule,
+            "energy_weight": settings.energy_weight,
+            "forces_weight": settings.forces_weight,
+            "stress_weight": settings.stress_weight,
+            "fidelity_balance": settings.fidelity_balance,
+            "ema_decay": settings.ema,
+            "clip_norm": settings.clip,
+            "patience": settings.patience or 0,
+            "validate_every": max(1, min(200, settings.steps // 5)),
+        },
+        "validation": settings.validation,
+        "split_seed": context.seed("split", member),  # the same bag every round: no leak by warm start
+        "seed": context.seed(number, "train", member),
+        "member": member,
+        "init": _warm_start(context, number, member),
+        "threads": context.campaign.run.threads_per_worker,
+        "inline": context.inline,
+        "out": str(context.home.members(number, context.members)[member]),
+    }
+
+
+def _numbers(symbols: Sequence[str]) -> list[int]:
+    from ase.data import atomic_numbers
+
+    return [atomic_numbers[s] for s in symbols]
+
+
+def _warm_start(context: Context, number: int, member: int) -> str | None:
+    """The member of the round before, except for one cold member per round, which guards against drift."""
+    if not context.campaign.model.train.warm_start or number <= 1:
+        return None
+    if (number + member) % context.members == 0:
+        return None
+    return str(context.home.members(number - 1, context.members)[member])
+
+
+def _reference(context: Context, snapshot: Snapshot) -> dict[str, dict[str, float]]:
+    """Isolated-atom energies by fidelity and atomic number; empty where they are fitted."""
+    e0 = context.campaign.e0
+    if e0 == "least-squares":
+        return {}
+    if e0 == "compute":
+        found = isolated_energies(snapshot, context.fidelities)
+        return {f: {str(z): e for z, e in own.items()} for f, own in found.items()}
+    assert not isinstance(e0, str)
+    return {
+        f: {str(z): own[s] for s, z in zip(own, _numbers(list(own)), strict=True)}
+        for f, own in e0.items()
+        if f in context.fidelities
+    }
+
+
+def test(context: Context, state: RoundState) -> dict[str, Any]:
+    """Errors on the fixed test set at every level, the cheap levels' own error, parity points."""
+    snapshot = context.store.snapshot()
+    state.facts["test"], state.facts["parity"] = {}, {}
+    for fidelity in context.fidelities:
+        rows = rows_of(snapshot, TEST, [fidelity])
+        if not rows:
+            continue
+        frames = labelled(snapshot, rows)
+        scores = context.score(
+            state.number, [r.structure_uid for r in rows], fidelity, name=f"test-{fidelity}"
+        )
+        measured = errors(frames, scores.prediction()).to_json()
+        state.facts["test"][fidelity] = measured
+        reference = isolated_energies(snapshot, [fidelity]).get(fidelity, {})
+        state.facts["parity"][fidelity] = parity(frames, scores, reference)
+    state.facts["baselines"] = baselines(snapshot, context.fidelities, context.target)
+    state.facts["cost"] = cost(context, snapshot)
+    return {}
+
+
+def parity(
+    frames: Sequence[Labelled], scores: CommitteeScores, e0: dict[int, float]
+) -> dict[str, list[list[float]]]:
+    """[label, committee] pairs: force components, and energies per atom counted from isolated atoms."""
+    forces = np.concatenate([f.forces_eV_per_A.reshape(-1) for f in frames])
+    predicted = scores.mean_forces_eV_per_A.reshape(-1)
+    step = max(1, len(forces) // PARITY_POINTS)
+    energy = []
+    for frame, e in zip(frames, scores.prediction().mean_energies, strict=True):
+        assert frame.energy_eV is not None
+        atoms = len(frame.atoms)
+        zero = sum(e0.get(int(z), 0.0) for z in frame.atoms.numbers)
+        energy.append([(frame.energy_eV - zero) / atoms, (float(e) - zero) / atoms])
+    pairs = np.stack([forces, predicted], 1)[::step]
+    return {"force": pairs.round(5).tolist(), "energy": np.round(energy, 6).tolist()}
+
+
+def baselines(
+    snapshot: Snapshot, fidelities: Sequence[str], target: str
+) -> dict[str, dict[str, float]]:
+    """Force RMSE of each cheaper level itself against the target, on the test structures that have both."""
+    reference = {r.structure_uid: r for r in rows_of(snapshot, TEST, [target])}
+    out = {}
+    for fidelity in fidelities:
+        rows: list[LabelRow] = [
+            r for r in rows_of(snapshot, TEST, [fidelity]) if r.structure_uid in reference
+        ]
+        if fidelity == target or not rows:
+            continue
+        difference = np.concatenate(
+            [r.forces_eV_per_A - reference[r.structure_uid].forces_eV_per_A for r in rows]
+        )
+        out[fidelity] = {"force_rmse_eV_per_A": float(np.sqrt((difference**2).mean()))}
+    return out
+
+
+def cost(context: Context, snapshot: Snapshot) -> dict[str, Any]:
+    """CPU seconds of all labels so far, failed ones too, and the number of labels; per fidelity."""
+    seconds = dict.fromkeys(context.fidelities, 0.0)
+    for row in snapshot.labels(status=None):
+        if row.fidelity in seconds:
+            seconds[row.fidelity] += row.cpu_s
+    return {
+        "labels_cpu_s": seconds,
+        "cumulative_labels": total_labels(counts(snapshot, context.fidelities)),
+    }

@@ -1,0 +1,180 @@
+"""`alchemy status`: where a campaign stands, as one JSON-able dict and as a table for people."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from alchemy.report_facts import (
+    CampaignFacts,
+    Tree,
+    baselines,
+    branch,
+    counts,
+    failures,
+    fixed_test_rmse,
+    fresh_rmse,
+    label_cpu_s,
+    latest,
+    number,
+    read_campaign,
+    stop_of,
+    total,
+)
+
+
+def status(campaign_dir: Path) -> dict[str, Any]:
+    """Summary of the campaign; what is not known yet is None. Errors are force
+    RMSE at the target level."""
+    facts = read_campaign(campaign_dir)
+    rows = [_row(facts, tree) for tree in facts.rounds]
+    stop = stop_of(facts)
+    current = max([*(row["round"] for row in rows), *facts.stages], default=None)
+    done = {row["round"] for row in rows if row["done"]}
+    return {
+        "name": facts.name,
+        "directory": str(facts.directory),
+        "target": facts.target,
+        "fidelities": list(facts.fidelities),
+        "rounds_done": len(done),
+        "current_round": current,
+        "stages_finished": list(facts.stages.get(-1 if current is None else current, ())),
+        "labels": _labels_now(facts),
+        "labels_cpu_s": _jsonable(latest(facts, "cost", "labels_cpu_s")),
+        "train_cpu_s": _known(
+            total({str(r["round"]): number(r, "train", "cpu_s") for r in facts.rounds})
+        ),
+        "explore_cpu_s": _known(
+            total({str(r["round"]): number(r, "explore", "cpu_s") for r in facts.rounds})
+        ),
+        "failed": failures(facts),
+        "baselines_meV_per_A": {k: 1000 * v for k, v in baselines(facts).items()},
+        "rounds": rows,
+        "stop": {k: stop.get(k) for k in ("rule", "message", "exit_code")} if stop else None,
+    }
+
+
+def render_status(summary: dict[str, Any]) -> RenderableType:
+    """One row per round, then where it stands. `Text`, so that names are never read as markup."""
+    table = Table(
+        title=Text(summary["name"]),
+        title_justify="left",
+        title_style="bold",
+        caption=Text(_caption(summary)),
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,  # eighty columns have to be enough
+    )
+    table.add_column("round", justify="right")
+    target = summary["target"] or "target"
+    for head in (
+        f"{target}\nlabels",
+        "all\nlabels",
+        "test RMSE\nmeV/Å",
+        "fresh RMSE\nmeV/Å",
+        "cover-\nage",
+        "candi-\ndates",
+        "picked",
+        "label\nCPU s",
+    ):
+        table.add_column(Text(head), justify="right")
+    for row in summary["rounds"]:
+        table.add_row(
+            f"{row['round']}" if row["done"] else f"{row['round']} …",
+            _text(row["target_labels"], "d"),
+            _text(row["all_labels"], "d"),
+            _text(row["test_force_rmse_meV_per_A"], ".1f"),
+            _text(row["fresh_force_rmse_meV_per_A"], ".1f"),
+            _text(row["coverage_90"], ".0%"),
+            _text(row["candidates"], "d"),
+            _text(row["picked"], "d"),
+            _text(row["label_cpu_s"], ".1f"),
+        )
+    return Group(table, _stop_line(summary))
+
+
+def _row(facts: CampaignFacts, tree: Tree) -> dict[str, Any]:
+    index = tree["round"]
+    trained = counts(tree, "train", "labels")
+    picked = branch(tree, "select").get("picked")
+    fresh = branch(tree, "fresh", facts.target)
+    stages = facts.stages.get(index, ())
+    # The last round has no assess stage: a stop reason or a later round says that it is over.
+    over = bool(stop_of(facts)) or index < facts.rounds[-1]["round"]
+    return {
+        "round": index,
+        "done": over or "assess" in stages or bool(branch(tree, "fresh")),
+        "target_labels": trained.get(facts.target),
+        "all_labels": sum(trained.values()) if trained else None,
+        "labels": trained,
+        "test_force_rmse_meV_per_A": _known(1000 * fixed_test_rmse(tree, facts.target)),
+        "fresh_force_rmse_meV_per_A": _known(1000 * fresh_rmse(tree, facts.target)),
+        "fresh_random_force_rmse_meV_per_A": _known(
+            1000 * fresh_rmse(tree, facts.target, random_slice=True)
+        ),
+        "coverage_90": _known(number(fresh, "coverage_90")),
+        "candidates": _whole(number(tree, "explore", "candidates")),
+        "picked": len(picked) if isinstance(picked, list) else None,
+        "label_cpu_s": _known(label_cpu_s(tree)),
+    }
+
+
+def _labels_now(facts: CampaignFacts) -> dict[str, int]:
+    """Labels bought so far; before the first purchase, those of the first committee."""
+    bought = latest(facts, "cost", "cumulative_labels") or latest(facts, "train", "labels")
+    known = counts(bought)
+    return {
+        name: known[name] for name in dict.fromkeys([*facts.fidelities, *known]) if name in known
+    }
+
+
+def _stop_line(summary: dict[str, Any]) -> Text:
+    stop = summary["stop"]
+    if stop:
+        code = stop["exit_code"]
+        style = "green" if code == 0 else "yellow"
+        return Text(f"stopped by {stop['rule']}: {stop['message']} (exit code {code})", style=style)
+    if summary["current_round"] is None:
+        return Text("no round has begun")
+    stages = ", ".join(summary["stages_finished"])
+    tail = f"; finished stages: {stages}" if stages else ""
+    return Text(f"not stopped: round {summary['current_round']}{tail}")
+
+
+def _caption(summary: dict[str, Any]) -> str:
+    cpu = summary["labels_cpu_s"]
+    parts = [
+        f"{name} {count} labels" + (f", {cpu[name]:.1f} CPU s" if cpu.get(name) else "")
+        for name, count in summary["labels"].items()
+    ]
+    parts += [
+        f"{name} alone {value:.1f} meV/Å" for name, value in summary["baselines_meV_per_A"].items()
+    ]
+    parts += [
+        f"{sum(reasons.values())} failed {name} labels ("
+        + ", ".join(f"{reason} {n}" for reason, n in reasons.items())
+        + ")"
+        for name, reasons in summary["failed"].items()
+    ]
+    return " · ".join(parts)
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _whole(value: float) -> int | None:
+    return None if math.isnan(value) else int(value)
+
+
+def _jsonable(tree: Tree) -> dict[str, float | None]:
+    return {str(key): _known(number(tree, key)) for key in tree}
+
+
+def _text(value: float | int | None, spec: str) -> str:
+    return "–" if value is None else format(value, spec)

@@ -1,0 +1,81 @@
+"""Extended XYZ files of labelled structures, as ASE and most training codes read them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.io import write
+from ase.stress import voigt_6_to_full_3x3_stress
+
+from alchemy.errors import InputError, StoreError
+from alchemy.store.rows import LabelRow
+
+if TYPE_CHECKING:
+    from alchemy.store.snapshot import Snapshot
+
+_FRAMES_AT_ONCE = 500
+PREFIX = "REF_"
+
+
+def export_extxyz(
+    snapshot: Snapshot,
+    expression: str,
+    path: Path | str,
+    *,
+    fidelity: str | None = None,
+    overwrite: bool = False,
+    ref_keys: bool = False,
+) -> int:
+    """Write the ok labels that match, one frame each; the number of frames comes back.
+
+    Energy (eV), forces (eV/Å) and stress (eV/Å³) are the results of ASE's SinglePointCalculator, or
+    with `ref_keys` info['REF_energy'], arrays['REF_forces'] and info['REF_stress'] [3,3], which ASE
+    does not interpret. info has fidelity, split, charge and multiplicity where set. The file
+    appears at once and complete. Raises InputError when it exists, QueryError, StoreError.
+    """
+    path = Path(path)
+    if path.exists() and not overwrite:
+        raise InputError(f"{path} exists; give another name or allow overwriting")
+    keys = snapshot.select(expression, rows="labels", columns=["key"]).columns["key"]
+    rows = {row.key: row for row in snapshot.labels(fidelity=fidelity)}
+    labels = [rows[key] for key in keys if key in rows]
+    parts = snapshot.part_of()
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.touch()
+        for start in range(0, len(labels), _FRAMES_AT_ONCE):
+            chunk = labels[start : start + _FRAMES_AT_ONCE]
+            frames = snapshot.structures([row.structure_uid for row in chunk])
+            for atoms, row in zip(frames, chunk, strict=True):
+                _attach(atoms, row, ref_keys=ref_keys)
+                if row.structure_uid in parts:
+                    atoms.info["split"] = parts[row.structure_uid]
+            write(temporary, frames, format="extxyz", append=True)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise StoreError(f"{path}: cannot write: {error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return len(labels)
+
+
+def _attach(atoms: Atoms, row: LabelRow, *, ref_keys: bool) -> None:
+    atoms.info["fidelity"] = row.fidelity
+    if not ref_keys:
+        results = {
+            "energy": row.energy_eV,
+            "forces": row.forces_eV_per_A,
+            "stress": row.stress_eV_per_A3,
+        }
+        present = {name: value for name, value in results.items() if value is not None}
+        atoms.calc = SinglePointCalculator(atoms, **present)
+        return
+    atoms.info[f"{PREFIX}energy"] = row.energy_eV
+    if row.forces_eV_per_A is not None:
+        atoms.arrays[f"{PREFIX}forces"] = row.forces_eV_per_A
+    if row.stress_eV_per_A3 is not None:
+        atoms.info[f"{PREFIX}stress"] = voigt_6_to_full_3x3_stress(row.stress_eV_per_A3)

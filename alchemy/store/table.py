@@ -1,0 +1,120 @@
+"""The result of a query."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from alchemy.errors import QueryError
+from alchemy.store.fields import FIELDS, STRUCTURE_FIELDS, View, fields_of, kinds_of, symbols
+from alchemy.store.query import compile_query
+from alchemy.store.syntax import resolve
+
+if TYPE_CHECKING:
+    from alchemy.store.snapshot import Snapshot
+
+DEFAULT_COLUMNS = {
+    "structures": ("uid", "formula", "n_atoms", "split", "sampler", "round"),
+    "labels": ("uid", "formula", "n_atoms", "fidelity", "status", "energy", "max_force"),
+    "predictions": ("uid", "formula", "model_set", "fidelity", "energy_std", "max_force_std"),
+    "events": ("uid", "kind", "round", "sampler", "reason", "expected_error"),
+    "failures": ("uid", "stage", "fidelity", "reason", "message", "attempt"),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """Columns by field name: arrays of numbers (NaN = unset; integers where none is unset), lists
+    of text or True/False (None = unset), lists of symbols. `uids` are the structures of the rows.
+    """
+
+    columns: dict[str, np.ndarray | list[Any]]
+    uids: list[str]
+
+    def __len__(self) -> int:
+        return len(self.uids)
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """One dict per row that json.dumps accepts; unset is None."""
+        lists = [_plain(name, column) for name, column in self.columns.items()]
+        for values in zip(*lists, strict=True) if lists else ([] for _ in self.uids):
+            yield dict(zip(self.columns, values, strict=True))
+
+
+_INTEGERS = {n for fields in FIELDS.values() for n, f in fields.items() if f.kind == "integer"}
+
+
+def _plain(name: str, column: np.ndarray | list[Any]) -> list[Any]:
+    if isinstance(column, list):
+        return column
+    values = [None if value != value else value for value in column.tolist()]
+    return [v if v is None else int(v) for v in values] if name in _INTEGERS else values
+
+
+def select(
+    snapshot: Snapshot,
+    expression: str,
+    *,
+    rows: str,
+    columns: Sequence[str] | None,
+    sort: str | None,
+    limit: int | None,
+) -> Table:
+    """See `Snapshot.select`."""
+    kinds = kinds_of(rows)
+    query = compile_query(expression, kinds)
+    order = None if sort is None else resolve(sort.removeprefix("-"), kinds)
+    names = None if columns is None else [resolve(name, kinds) for name in columns]
+    if limit is not None and limit < 0:
+        raise QueryError(f"limit {limit}: should not be negative")
+    if rows == "auto":
+        used = {*query.needs, *(names or ()), *([order] if order else ())}
+        rows = "structures" if used <= STRUCTURE_FIELDS.keys() else "labels"
+    view = View(snapshot, rows)
+    chosen = np.flatnonzero(query.mask(view))
+    if order is not None:
+        chosen = chosen[_order(view, order, chosen, descending=str(sort).startswith("-"))]
+    chosen = chosen[:limit]
+    uids = view.uids()
+    return Table(
+        {name: _values(view, name, chosen) for name in names or DEFAULT_COLUMNS[rows]},
+        [uids[i] for i in chosen],
+    )
+
+
+def _order(view: View, name: str, chosen: np.ndarray, *, descending: bool) -> np.ndarray:
+    """Stable order of the chosen rows, unset values last in both directions."""
+    kind = FIELDS[view.rows][name].kind
+    if kind == "elements":
+        raise QueryError("sort: elements have no order")
+    if kind in ("text", "formula"):
+        codes, vocabulary = view.codes(name)
+        rank = np.full(len(vocabulary) + 1, np.nan)  # the last one is for code −1
+        rank[[vocabulary[text] for text in sorted(vocabulary)]] = np.arange(len(vocabulary))
+        values = rank[codes[chosen]]
+    else:
+        values = view.numbers(name)[chosen]
+    return np.argsort(-values if descending else values, kind="stable")
+
+
+def _values(view: View, name: str, chosen: np.ndarray) -> np.ndarray | list[Any]:
+    kind, values = FIELDS[view.rows][name].kind, view.load(name)
+    if kind in ("text", "formula"):
+        texts = [*values.vocabulary, None]  # code −1 is the last
+        return [texts[code] for code in values.codes[chosen].tolist()]
+    if kind == "elements":
+        return [symbols(mask) for mask in values[chosen]]
+    numbers: np.ndarray = values[chosen]
+    if kind == "bool":
+        return [None if value != value else bool(value) for value in numbers.tolist()]
+    if kind == "integer" and not np.isnan(numbers).any():
+        return numbers.astype(np.int64)
+    return numbers
+
+
+def field_meanings(rows: str) -> dict[str, str]:
+    """Meaning and unit of every field of a kind of rows. Raises QueryError."""
+    return {name: field.meaning for name, field in fields_of(rows).items()}

@@ -1,0 +1,191 @@
+"""What runs on a worker: plain functions of one small JSON-able request.
+
+Models, structures and results travel as paths in the campaign's directory. Every task that costs something
+looks for its own finished output first, so that a task that is sent again does no work.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import time
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .records import (
+    LabelRecord,
+    atoms_from_document,
+    atoms_to_document,
+    read_json,
+    write_json_atomic,
+)
+
+
+def train_member(request: dict[str, Any]) -> dict[str, Any]:
+    """Train one member; in a child process unless the request says inline."""
+    from .training import train, train_in_process
+
+    return train(request) if request["inline"] else train_in_process(request)
+
+
+def label(request: dict[str, Any]) -> dict[str, Any]:
+    """Label one structure at one fidelity; the record is on disk when this returns."""
+    from .gate import Gate
+    from .labelers.base import make_labeler
+    from .labelers.label import label_structure
+
+    labeler = make_labeler(
+        request["labeler"], request["options"], base_dir=Path(request["base_dir"])
+    )
+    record = label_structure(
+        atoms_from_document(request["structure"]),
+        fidelity=request["fidelity"],
+        labeler=labeler,
+        root=Path(request["root"]),
+        gate=Gate(**request["gate"]),
+        e0_eV=request["e0_eV"],
+    )
+    return {"key": record.key, "status": record.status, "reason": record.reason}
+
+
+def read_label(root: Path, key: str) -> LabelRecord:
+    """The record that a finished `label` task left."""
+    return LabelRecord.read(root / key)
+
+
+def generate(request: dict[str, Any]) -> dict[str, Any]:
+    """Make start or test structures of one item; written to `out` as JSON documents."""
+    out = Path(request["out"])
+    if not out.exists():
+        from .generate import make_structures
+
+        frames = make_structures(request)
+        write_json_atomic(out, [atoms_to_document(a) for a in frames])
+    return {"out": str(out)}
+
+
+@lru_cache(maxsize=2)
+def _committee(models: tuple[str, ...], stamp: tuple[float, ...]) -> Any:
+    """Models of the round, kept between the tasks of a worker; the stamp changes with the files."""
+    import torch
+
+    from tace.committee import Committee
+
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return Committee.load([Path(m) for m in models], device=device)
+
+
+def load_committee(models: list[str]) -> Any:
+    """The committee of these files, cached."""
+    return _committee(tuple(models), tuple(os.stat(m).st_mtime for m in models))
+
+
+def explore(request: dict[str, Any]) -> dict[str, Any]:
+    """Run one explorer; candidates and walker reports are written to `out`."""
+    out = Path(request["out"])
+    if out.exists():
+        return {"out": str(out)}
+    from alchemy_policies.calibration import Calibration
+
+    from .plugins import find
+
+    cpu = time.process_time()
+    committee = load_committee(request["models"])
+    explorer = find("explorers", request["explorer"])(**request["options"])
+
+    def factory(frames: Any) -> Any:
+        return committee.session(frames, fidelity=request["fidelity"])
+
+    result = explorer(
+        [atoms_from_document(d) for d in request["starts"]],
+        factory,
+        Calibration.from_json(request["calibration"]),
+        np.random.default_rng(request["seed"]),
+    )
+    document = {
+        "candidates": [
+            {
+                "structure": atoms_to_document(c.atoms),
+                "source": c.source,
+                "reason": c.reason,
+                "walker": c.walker,
+                "step": c.step,
+                "time_fs": c.time_fs,
+                "temperature_K": c.temperature_K,
+                "expected_error_eV_per_A": _finite(c.expected_error_eV_per_A),
+            }
+            for c in result.candidates
+        ],
+        "walkers": [
+            {
+                "start": w.start_index,
+                "temperature_K": w.temperature_K,
+                "steps": w.steps,
+                "outcome": w.outcome,
+                "time_fs": w.time_fs,
+                "max_expected_error_eV_per_A": _finite(w.max_expected_error_eV_per_A),
+            }
+            for w in result.walkers
+        ],
+        "force_calls": result.force_calls,
+        "cpu_s": time.process_time() - cpu,
+    }
+    write_json_atomic(out, document)
+    return {"out": str(out)}
+
+
+def score(request: dict[str, Any]) -> dict[str, Any]:
+    """Predict structures of the store with a committee; arrays are written to `out` (npz)."""
+    out = Path(request["out"])
+    if out.exists():
+        return {"out": str(out)}
+    from .datasets import open_snapshot
+
+    snapshot = open_snapshot(Path(request["store"]), int(request["as_of"]))
+    frames = snapshot.structures(request["uids"])
+    prediction = load_committee(request["models"])(
+        frames, fidelity=request["fidelity"], member_forces=True, features=True
+    )
+    features = np.stack([f.mean(0) for f in prediction.per_structure(prediction.features)])
+    write_arrays(
+        out,
+        n_atoms=prediction.n_atoms,
+        energies_eV=prediction.energies,
+        mean_forces_eV_per_A=prediction.mean_forces,
+        force_spread_eV_per_A=prediction.force_spread,
+        features=features,
+    )
+    return {"out": str(out)}
+
+
+def write_arrays(path: Path, **arrays: np.ndarray) -> None:
+    """npz, atomically."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(temporary, "wb") as file:
+        file.write(buffer.getvalue())
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """What `write_arrays` wrote."""
+    with np.load(path, allow_pickle=False) as archive:
+        return {name: archive[name] for name in archive.files}
+
+
+def read_candidates(path: Path) -> dict[str, Any]:
+    """What `explore` wrote."""
+    document: dict[str, Any] = read_json(path)
+    return document
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None

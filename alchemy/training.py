@@ -1,0 +1,148 @@
+"""Train one committee member from a request, in a fresh process (`python -m alchemy.training`).
+
+A process of its own leaves no memory behind and can be killed; it dies with the worker that started it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from .records import read_json, write_json_atomic
+
+PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent() -> None:
+    """Ask Linux to kill this process when its parent dies, so that no training runs twice."""
+    ctypes.CDLL("libc.so.6", use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def train_in_process(request: dict[str, Any]) -> dict[str, Any]:
+    """Run `train` in a child process and return its result.
+
+    Raises:
+        RuntimeError: the child failed; the message holds its last lines.
+    """
+    out = Path(request["out"])
+    out.parent.mkdir(parents=True, exist_ok=True)
+    asked = out.with_suffix(".request.json")
+    write_json_atomic(asked, request)
+    threads = str(request["threads"])
+    environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+    done = subprocess.run(
+        [sys.executable, "-m", "alchemy.training", str(asked)],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        preexec_fn=die_with_parent,  # noqa: PLW1509 - one prctl call, safe after fork
+        check=False,
+    )
+    if done.returncode != 0:
+        lines = done.stderr.strip().splitlines()[-8:]
+        raise RuntimeError(f"training of {out.name} failed: " + "\n".join(lines))
+    asked.unlink(missing_ok=True)
+    result: dict[str, Any] = read_json(out.with_suffix(".json"))
+    return result
+
+
+def train(request: dict[str, Any]) -> dict[str, Any]:
+    """Train and write `out` (model) and `out` with suffix .json (facts); the facts are returned.
+
+    A finished model is not trained again; an interrupted one continues from its checkpoint.
+    """
+    out = Path(request["out"])
+    facts_file = out.with_suffix(".json")
+    if out.exists() and facts_file.exists():
+        found: dict[str, Any] = read_json(facts_file)
+        return found
+    import torch
+
+    from tace.data import make_samples, statistics
+    from tace.io import load_model, save_model
+    from tace.model import Tace
+    from tace.train import TrainSettings, fit
+
+    from .datasets import labelled, open_snapshot, rows_of, split_validation
+
+    torch.set_num_threads(int(request["threads"]))
+    started, cpu = time.time(), time.process_time()
+    snapshot = open_snapshot(Path(request["store"]), int(request["as_of"]))
+    rows = rows_of(snapshot, "train", request["fidelities"])
+    frames = labelled(snapshot, rows)
+    inside, outside = split_validation(
+        frames,
+        [row.structure_uid for row in rows],
+        fraction=request["validation"],
+        seed=request["split_seed"],
+    )
+    dtype = getattr(torch, request["dtype"])
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if request["init"] is None:
+        config = _config(request, frames)
+        model = Tace(config, seed=request["seed"], dtype=dtype)
+        numbers = {f: {int(z): e for z, e in own.items()} for f, own in request["e0_eV"].items()}
+        facts = statistics(frames, config, numbers)
+        model.set_reference(facts.e0_eV, facts.scale_eV_per_A, facts.shift_eV_per_atom)
+        model.to(device)
+    else:
+        model = load_model(Path(request["init"]), device=device)
+        model.requires_grad_(True).train()
+    samples = make_samples(frames, model.config)
+    settings = TrainSettings(**request["settings"], seed=request["seed"] % 2**32)
+    checkpoint = out.with_suffix(".checkpoint")
+    result = fit(
+        model,
+        [samples[n] for n in inside],
+        [samples[n] for n in outside],
+        settings=settings,
+        checkpoint=checkpoint,
+    )
+    document = {
+        "member": request["member"],
+        "steps": result.steps,
+        "best_step": result.best_step,
+        "valid_force_rmse_eV_per_A": _finite(result.best_force_rmse_eV_per_A),
+        "train_frames": len(inside),
+        "valid_frames": len(outside),
+        "warm_start": request["init"] is not None,
+        "history": result.history,
+        "wall_s": time.time() - started,
+        "cpu_s": time.process_time() - cpu,
+    }
+    save_model(out, model, {"training": json.dumps(document)})
+    write_json_atomic(facts_file, document)
+    checkpoint.unlink(missing_ok=True)
+    return document
+
+
+def _finite(value: float) -> float | None:
+    return value if value == value and abs(value) != float("inf") else None
+
+
+def _config(request: dict[str, Any], frames: list[Any]) -> Any:
+    from dataclasses import replace
+
+    from tace.config import preset
+    from tace.data import mean_neighbors
+
+    settings = {
+        "elements": request["elements"],
+        "fidelities": request["fidelities"],
+        "cutoff_A": request["cutoff_A"],
+        **request["overrides"],
+    }
+    config = preset(request["preset"], **settings)
+    return replace(config, avg_neighbors=mean_neighbors(frames, config))
+
+
+if __name__ == "__main__":
+    train(read_json(Path(sys.argv[1])))

@@ -1,0 +1,166 @@
+# ruff: noqa: N815 - the unit at the end of an attribute keeps its capital
+"""What flows between the engine and a policy: frozen values, and the protocols that policies
+fulfil.
+
+Units: Å, eV, fs, K; axes: S frames, A atoms of all frames one after another, T training frames, D
+features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from ase import Atoms
+
+from tace.errors import TaceError
+from tace.prediction import CommitteePrediction
+
+if TYPE_CHECKING:
+    from .calibration import Calibration
+
+Session = Callable[[np.ndarray, bool], CommitteePrediction]
+"""(positions_A [A,3] of all frames, member_forces) -> what the committee says."""
+
+SessionFactory = Callable[[Sequence[Atoms]], Session]
+
+
+class PolicyError(TaceError):
+    """A policy was given options or data that it cannot work with."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A structure that an explorer offers for labelling."""
+
+    atoms: Atoms
+    source: str  # which explorer: 'md'
+    reason: str  # 'sampled' | 'crossed' | 'last-good' | 'survivor'
+    walker: int
+    step: int
+    time_fs: float
+    temperature_K: float  # of the thermostat
+    expected_error_eV_per_A: float  # of the worst decile of moving atoms
+
+
+@dataclass(frozen=True)
+class WalkerReport:
+    walker: int
+    start_index: int
+    temperature_K: float
+    steps: int
+    outcome: str  # 'finished' | 'label-stop' | 'abort' | a guard's code
+    time_fs: float
+    max_expected_error_eV_per_A: float  # NaN when it never had one
+
+
+@dataclass(frozen=True)
+class Exploration:
+    candidates: tuple[Candidate, ...]
+    walkers: tuple[WalkerReport, ...]
+    force_calls: int  # structures evaluated: a batch of eight counts eight
+
+
+class Explorer(Protocol):
+    """Start structures in, candidates out; same rng, same answer; the starts stay as they are."""
+
+    def __call__(
+        self,
+        starts: Sequence[Atoms],
+        session_factory: SessionFactory,
+        calibration: Calibration,
+        rng: np.random.Generator,
+    ) -> Exploration: ...
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The scored candidates of a round, and what is trained on already."""
+
+    uids: tuple[str, ...]
+    expected_error_eV_per_A: np.ndarray  # [S], worst decile of atoms
+    features: np.ndarray  # [S, D]
+    sources: tuple[str, ...]
+    max_force_eV_per_A: np.ndarray  # [S], of the committee mean
+    train_features: np.ndarray  # [T, D]
+
+    def __post_init__(self) -> None:
+        frames = len(self.uids)
+        if len(set(self.uids)) != frames:
+            raise PolicyError("a uid stands twice in the pool; offer each structure once")
+        lengths = {
+            "expected_error_eV_per_A": len(self.expected_error_eV_per_A),
+            "features": len(self.features),
+            "sources": len(self.sources),
+            "max_force_eV_per_A": len(self.max_force_eV_per_A),
+        }
+        for name, length in lengths.items():
+            if length != frames:
+                raise PolicyError(f"the pool has {frames} uids but {name} has length {length}")
+        if (
+            frames
+            and len(self.train_features)
+            and (self.features.shape[1] != self.train_features.shape[1])
+        ):
+            raise PolicyError(
+                f"pool features have {self.features.shape[1]} columns, training features "
+                f"{self.train_features.shape[1]}; both must come from the same committee"
+            )
+
+
+@dataclass(frozen=True)
+class Pick:
+    index: int  # into the pool
+    why: str  # 'error' | 'random'
+
+
+@dataclass(frozen=True)
+class Choice:
+    picks: tuple[Pick, ...]
+    rejected: dict[int, str]  # pool index -> reason, for every frame that was not picked
+
+
+class Selector(Protocol):
+    """At most `budget` picks, none twice, best first; a reason for the rest; same rng, same
+    answer.
+    """
+
+    def __call__(self, pool: Pool, budget: int, rng: np.random.Generator) -> Choice: ...
+
+
+@dataclass(frozen=True)
+class RoundFacts:
+    """What is known at the end of a round. None where it was not measured.
+
+    Fresh means: labels bought in this round, judged by the committee that was never trained on
+    them.
+    """
+
+    round: int
+    target: str  # the fidelity that the campaign is after
+    labels: dict[str, int]  # fidelity -> labels in the store
+    fresh_force_rmse_eV_per_A: float | None
+    fresh_random_force_rmse_eV_per_A: float | None  # on the random slice alone
+    fresh_frames: int
+    test_force_rmse_eV_per_A: float | None
+    wall_s: float  # of the campaign so far
+    candidates: int
+    candidates_above_threshold: int
+    fresh_random_frames: int | None = (
+        None  # None: not told, the random slice is then not judged alone
+    )
+
+
+@dataclass(frozen=True)
+class StopReason:
+    rule: str
+    message: str
+    exit_code: int  # 0 done, 4 budget, 5 stalled, 6 model-limited
+
+
+class StopRule(Protocol):
+    """Rounds so far, oldest first, in; a reason to stop, or None, out."""
+
+    def __call__(self, history: Sequence[RoundFacts]) -> StopReason | None: ...

@@ -1,0 +1,253 @@
+# ruff: noqa: N815 - the unit at the end of an attribute keeps its capital
+"""The laws of the protocols as callable checks, for the tests of anybody's policy.
+
+    from alchemy_policies.testing import check_selector
+    def test_my_selector_keeps_the_laws():
+        check_selector(MySelector)
+
+Each check takes a function that makes the policy and raises AssertionError with the law that was
+broken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from ase import Atoms
+
+from tace.prediction import CommitteePrediction
+
+from .base import (
+    Choice,
+    Exploration,
+    Explorer,
+    PolicyError,
+    Pool,
+    RoundFacts,
+    Selector,
+    Session,
+    StopRule,
+)
+from .calibration import Calibration
+
+MakeSelector = Callable[[], Selector]
+MakeExplorer = Callable[[], Explorer]
+MakeStopRule = Callable[[], StopRule]
+
+
+def random_pool(rng: np.random.Generator, *, frames: int = 40, trained: int = 15) -> Pool:
+    """A pool whose expected errors span 1 meV/Å to 10 eV/Å, so that any threshold divides it."""
+    return Pool(
+        uids=tuple(f"{n:032x}" for n in rng.permutation(frames)),
+        expected_error_eV_per_A=10 ** rng.uniform(-3, 1, frames),
+        features=rng.normal(size=(frames, 5)),
+        sources=("md",) * frames,
+        max_force_eV_per_A=10 ** rng.uniform(-1, 2, frames),
+        train_features=rng.normal(size=(trained, 5)),
+    )
+
+
+def reorder(pool: Pool, order: np.ndarray) -> Pool:
+    """The same pool, collected in another order."""
+    return Pool(
+        uids=tuple(pool.uids[i] for i in order),
+        expected_error_eV_per_A=pool.expected_error_eV_per_A[order],
+        features=pool.features[order],
+        sources=tuple(pool.sources[i] for i in order),
+        max_force_eV_per_A=pool.max_force_eV_per_A[order],
+        train_features=pool.train_features,
+    )
+
+
+def check_choice(choice: Choice, pool: Pool, budget: int) -> None:
+    """What holds for every answer by itself."""
+    picked = [pick.index for pick in choice.picks]
+    frames = len(pool.uids)
+    _law(len(picked) <= budget, f"{len(picked)} picks exceed the budget of {budget}")
+    _law(len(set(picked)) == len(picked), "a frame is picked twice")
+    _law(not set(picked) & set(choice.rejected), "a frame is both picked and rejected")
+    accounted = set(picked) | set(choice.rejected)
+    _law(accounted == set(range(frames)), "every frame is picked or rejected with a reason")
+    _law(all(choice.rejected.values()), "a reason is empty")
+    whys = {pick.why for pick in choice.picks}
+    _law(whys <= {"error", "random"}, f"a pick is for 'error' or 'random', not {whys}")
+
+
+def check_selector(make_selector: MakeSelector, *, seed: int = 0) -> None:
+    rng = np.random.default_rng(seed)
+    for frames, trained in ((40, 15), (7, 0), (1, 3), (0, 3)):
+        pool = random_pool(rng, frames=frames, trained=trained)
+        for budget in (0, 1, 2, 5, frames + 10):
+            choice = _choose(make_selector, pool, budget)
+            check_choice(choice, pool, budget)
+            again = _choose(make_selector, pool, budget)
+            _law(choice == again, "the same rng must give the same answer")
+            order = rng.permutation(frames)
+            moved = _choose(make_selector, reorder(pool, order), budget)
+            here = {(pool.uids[pick.index], pick.why) for pick in choice.picks}
+            there = {(pool.uids[order[pick.index]], pick.why) for pick in moved.picks}
+            _law(here == there, "the order in which the pool was collected must not matter")
+    _check_training_counts(make_selector, rng)
+
+
+def _check_training_counts(make_selector: MakeSelector, rng: np.random.Generator) -> None:
+    """The law that apax's max-dist breaks: what is trained on is not bought again."""
+    pool = random_pool(rng)
+    before = _choose(make_selector, pool, 10)
+    worst = [pick.index for pick in before.picks if pick.why == "error"]
+    for index in worst or [int(np.argmax(pool.expected_error_eV_per_A))]:
+        trained = np.concatenate([pool.train_features, pool.features[index : index + 1]])
+        known = replace(pool, train_features=trained)
+        choice = _choose(make_selector, known, 10)
+        check_choice(choice, known, 10)
+        bought = {pick.index for pick in choice.picks if pick.why == "error"}
+        _law(index not in bought, "a frame identical to a training frame was picked for its error")
+
+
+def _choose(make_selector: MakeSelector, pool: Pool, budget: int) -> Choice:
+    return make_selector()(pool, budget, np.random.default_rng(7))
+
+
+@dataclass
+class ToyCommittee:
+    """Members that pull every atom to its start with slightly different springs: a session factory.
+
+    The spread grows with the distance from the start. Anything that walks will trip a threshold
+    if it is low enough, and nothing explodes.
+    """
+
+    homes: dict[int, np.ndarray]  # by number of atoms, which must differ between the starts
+    stiffness_eV_per_A2: float = 2.0
+    disagreement: float = 0.1  # relative, between the members' springs
+    members: int = 4
+
+    @classmethod
+    def around(cls, starts: Sequence[Atoms]) -> ToyCommittee:
+        homes = {len(atoms): atoms.positions.copy() for atoms in starts}
+        if len(homes) < len(starts):
+            raise PolicyError("the toy tells its starts by their number of atoms: let it differ")
+        return cls(homes)
+
+    def __call__(self, frames: Sequence[Atoms]) -> Session:
+        sizes = np.array([len(atoms) for atoms in frames])
+        homes = np.concatenate([self.homes[size] for size in sizes])
+        factors = 1 + self.disagreement * np.linspace(-1, 1, self.members)
+
+        def session(positions_A: np.ndarray, member_forces: bool) -> CommitteePrediction:
+            pull = -self.stiffness_eV_per_A2 * (positions_A - homes)
+            owner = np.repeat(np.arange(len(sizes)), sizes)
+            half_square = 0.5 * self.stiffness_eV_per_A2 * ((positions_A - homes) ** 2).sum(1)
+            energy = np.bincount(owner, weights=half_square, minlength=len(sizes))
+            return CommitteePrediction(
+                n_atoms=sizes,
+                energies=factors[:, None] * energy,
+                mean_forces=pull,
+                forces=factors[:, None, None] * pull if member_forces else None,
+            )
+
+        return session
+
+
+def check_explorer(make_explorer: MakeExplorer, *, starts: Sequence[Atoms] | None = None) -> None:
+    """Runs the explorer on a toy committee; give `starts` of different sizes if need be."""
+    if starts is None:
+        water = Atoms("OH2", [[0, 0, 0], [0.76, 0.59, 0], [-0.76, 0.59, 0]], info={"charge": 0})
+        copper = Atoms("Cu2", [[0, 0, 0], [1.8, 1.8, 0]], cell=[3.6, 3.6, 8.0], pbc=[1, 1, 0])
+        starts = [water, copper]
+    kept = [atoms.copy() for atoms in starts]
+    found = _explore(make_explorer, starts)
+    for before, after in zip(kept, starts, strict=True):
+        unchanged = before == after and before.info == after.info
+        _law(unchanged, "an explorer must leave its start structures as they are")
+    _law(
+        len({report.walker for report in found.walkers}) == len(found.walkers),
+        "every walker reports once",
+    )
+    _law(found.force_calls >= 0, "force calls are counted")
+    start_of = {report.walker: report.start_index for report in found.walkers}
+    for candidate in found.candidates:
+        _law(candidate.walker in start_of, "a candidate comes from a walker that reports")
+        start = starts[start_of[candidate.walker]]
+        atoms = candidate.atoms
+        _law(
+            bool(np.isfinite(atoms.positions).all()),
+            "a candidate has a position that is not finite",
+        )
+        _law(bool((atoms.numbers == start.numbers).all()), "a candidate lost or swapped atoms")
+        _law(bool((atoms.pbc == start.pbc).all()), "a candidate has other periodic boundaries")
+        _law(
+            atoms.calc is None and not atoms.constraints,
+            "a candidate carries a calculator or a constraint",
+        )
+        _law(
+            bool(candidate.reason) and bool(candidate.source), "a candidate names source and reason"
+        )
+    _law(
+        _same(found, _explore(make_explorer, starts)), "the same rng must give the same exploration"
+    )
+
+
+def _explore(make_explorer: MakeExplorer, starts: Sequence[Atoms]) -> Exploration:
+    factory = ToyCommittee.around(starts)
+    return make_explorer()(starts, factory, Calibration.uncalibrated(), np.random.default_rng(3))
+
+
+def _same(one: Exploration, other: Exploration) -> bool:
+    facts = [[(c.walker, c.step, c.reason) for c in e.candidates] for e in (one, other)]
+    if facts[0] != facts[1] or one.force_calls != other.force_calls:
+        return False
+    pairs = zip(one.candidates, other.candidates, strict=True)
+    return all(bool((a.atoms.positions == b.atoms.positions).all()) for a, b in pairs)
+
+
+def example_history(rounds: int = 6) -> list[RoundFacts]:
+    """A campaign that learns: the error halves in every round."""
+    return [
+        RoundFacts(
+            round=n,
+            target="pbe",
+            labels={"gfn2": 100 * n, "pbe": 10 * n},
+            fresh_force_rmse_eV_per_A=1.0 / 2**n,
+            fresh_random_force_rmse_eV_per_A=0.8 / 2**n,
+            fresh_frames=10,
+            test_force_rmse_eV_per_A=None if n == 1 else 0.9 / 2**n,
+            wall_s=60.0 * n,
+            candidates=50,
+            candidates_above_threshold=max(0, 40 - 8 * n),
+            fresh_random_frames=5,
+        )
+        for n in range(1, rounds + 1)
+    ]
+
+
+def check_stop_rule(make_rule: MakeStopRule) -> None:
+    _law(make_rule()([]) is None, "without a round there is no reason to stop")
+    history = example_history()
+    unmeasured = replace(
+        history[-1],
+        fresh_force_rmse_eV_per_A=None,
+        fresh_random_force_rmse_eV_per_A=None,
+        test_force_rmse_eV_per_A=None,
+        fresh_frames=0,
+        fresh_random_frames=0,
+        candidates=0,
+    )
+    for rounds in [*(history[: n + 1] for n in range(len(history))), [*history[:-1], unmeasured]]:
+        kept = list(rounds)
+        rule = make_rule()
+        reason = rule(rounds)
+        _law(rounds == kept, "a stop rule must not change the history")
+        _law(reason == rule(rounds) == make_rule()(rounds), "the same history, the same answer")
+        if reason is not None:
+            _law(bool(reason.rule and reason.message), "a reason names its rule and says why")
+            _law(
+                reason.exit_code in (0, 4, 5, 6),
+                "exit codes: 0 done, 4 budget, 5 stalled, 6 model-limited",
+            )
+
+
+def _law(holds: bool, law: str) -> None:
+    if not holds:  # not an assert statement: python -O must not switch the laws off
+        raise AssertionError(law)

@@ -1,0 +1,217 @@
+# ruff: noqa: N815 - the unit at the end of an attribute keeps its capital
+"""One walker of molecular dynamics: what it remembers, when it stops, which frames it offers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+from ase import Atoms
+from ase.constraints import FixAtoms
+
+from .base import Candidate, PolicyError, WalkerReport
+from .guards import Guards, Reference, guard_forces, guard_frame, hot_limit, is_hot
+from .integrators import conserves_momentum
+
+FINISHED, LABEL_STOP, ABORT = "finished", "label-stop", "abort"
+
+# They change the energy; the rest of info is the start's own story.
+_KEPT_INFO = ("charge", "multiplicity")
+_KEPT_ARRAYS = {"numbers", "positions", "tags", "masses", "initial_magmoms", "initial_charges"}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When a walker stops, in units of a checked frame."""
+
+    label_above_eV_per_A: float
+    abort_above_eV_per_A: float
+    debounce: int  # checks in a row above `label_above`
+    first_label_step: int  # no label-stop earlier
+    sample_steps: frozenset[int]
+    guards: Guards
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A checked moment of a walker."""
+
+    step: int
+    positions_A: np.ndarray
+    expected_error_eV_per_A: float
+
+
+@dataclass
+class Walker:
+    index: int
+    start_index: int
+    start: Atoms
+    temperature_K: float
+    timestep_fs: float
+    rng: np.random.Generator
+    reference: Reference
+    inverse_mass: np.ndarray  # 0 for a fixed atom
+    degrees_of_freedom: int
+    hot_limit_K: float
+    outcome: str = ""  # empty while it runs
+    steps: int = 0
+    hot_checks: int = 0
+    checks_above: int = 0
+    crossed: Frame | None = None
+    trusted: Frame | None = None  # the last frame below `label_above`
+    sound: Frame | None = None  # the last frame that neither a guard nor `abort_above` objected to
+    worst_eV_per_A: float = math.nan
+    offers: dict[int, Candidate] = field(default_factory=dict)  # by step: a frame is offered once
+
+    def check(
+        self,
+        frame: Frame,
+        limits: Limits,
+        *,
+        temperature_K: float,
+        forces: np.ndarray,
+        energy_eV: float,
+    ) -> None:
+        """Judge a frame; sets `outcome` when the walker has to stop."""
+        self.steps = frame.step
+        self.hot_checks = self.hot_checks + 1 if is_hot(temperature_K, self.hot_limit_K) else 0
+        code = guard_frame(
+            limits.guards,
+            self.reference,
+            frame.positions_A,
+            forces_eV_per_A=forces,
+            energy_eV=energy_eV,
+            hot_checks=self.hot_checks,
+        )
+        error = frame.expected_error_eV_per_A
+        if code is None and math.isnan(error):
+            code = "not-finite"  # a member broke; their mean need not show it
+        if code is not None:
+            self.stop(code)
+            return
+        self.worst_eV_per_A = float(np.fmax(self.worst_eV_per_A, error))
+        if error > limits.abort_above_eV_per_A:
+            if frame.step == 0:
+                # the start is somebody's structure, not an artefact of our model: worth a label
+                self._offer(frame, "crossed")
+            self.stop(ABORT)
+            return
+        self.sound = frame
+        if frame.step in limits.sample_steps:
+            self._offer(frame, "sampled")
+        self._watch_threshold(frame, limits)
+
+    def check_forces(
+        self, step: int, guards: Guards, *, forces: np.ndarray, energy_eV: float
+    ) -> None:
+        """Between two checks; sets `outcome` on an explosion."""
+        code = guard_forces(guards, forces, energy_eV)
+        if code is not None:
+            self.steps = step
+            self.stop(code)
+
+    def _watch_threshold(self, frame: Frame, limits: Limits) -> None:
+        if frame.expected_error_eV_per_A <= limits.label_above_eV_per_A:
+            self.trusted, self.crossed, self.checks_above = frame, None, 0
+            return
+        if frame.step < limits.first_label_step:
+            return
+        self.crossed = self.crossed or frame
+        self.checks_above += 1
+        if self.checks_above >= limits.debounce:
+            self.stop(LABEL_STOP)
+
+    def stop(self, outcome: str) -> None:
+        """End the walker; unless it finished, its crossing and its last good frame are offered."""
+        self.outcome = outcome
+        if outcome == FINISHED:
+            if self.sound is not None:
+                self._offer(self.sound, "survivor")
+            return
+        if self.crossed is not None:  # also before an accident: uncertain, and still sound
+            self._offer(self.crossed, "crossed")
+        # a label-stop has no use for a frame above the threshold that is not the crossing one
+        good = self.trusted if outcome == LABEL_STOP else self.trusted or self.sound
+        if good is not None and good.step not in self.offers:
+            self._offer(good, "last-good")
+
+    def _offer(self, frame: Frame, reason: str) -> None:
+        self.offers[frame.step] = Candidate(
+            atoms=bare_copy(self.start, frame.positions_A),
+            source="md",
+            reason=reason,
+            walker=self.index,
+            step=frame.step,
+            time_fs=frame.step * self.timestep_fs,
+            temperature_K=self.temperature_K,
+            expected_error_eV_per_A=frame.expected_error_eV_per_A,
+        )
+
+    def report(self) -> WalkerReport:
+        return WalkerReport(
+            walker=self.index,
+            start_index=self.start_index,
+            temperature_K=self.temperature_K,
+            steps=self.steps,
+            outcome=self.outcome,
+            time_fs=self.steps * self.timestep_fs,
+            max_expected_error_eV_per_A=self.worst_eV_per_A,
+        )
+
+
+def make_walker(
+    index: int,
+    start: tuple[int, Atoms],
+    temperature_K: float,
+    *,
+    timestep_fs: float,
+    thermostat: bool,
+    guards: Guards,
+    rng: np.random.Generator,
+) -> Walker:
+    """A walker at rest; `start` is its place among the starts and the structure."""
+    start_index, atoms = start
+    masses = atoms.get_masses()
+    if len(atoms) == 0 or not (masses > 0).all():
+        raise PolicyError(f"start {start_index} needs atoms, each with a positive mass")
+    inverse_mass = np.where(fixed_atoms(atoms), 0.0, 1 / masses)
+    freedom = 3 * int((inverse_mass > 0).sum())
+    if not thermostat and conserves_momentum(inverse_mass):
+        freedom -= 3
+    return Walker(
+        index=index,
+        start_index=start_index,
+        start=atoms,
+        temperature_K=temperature_K,
+        timestep_fs=timestep_fs,
+        rng=rng,
+        reference=Reference.of(atoms, guards),
+        inverse_mass=inverse_mass,
+        degrees_of_freedom=freedom,
+        hot_limit_K=hot_limit(temperature_K, freedom, ratio=guards.max_temperature_ratio),
+    )
+
+
+def fixed_atoms(atoms: Atoms) -> np.ndarray:
+    """Mask [A]; other constraints are refused because ignoring them would be silent."""
+    fixed = np.zeros(len(atoms), dtype=bool)
+    for constraint in atoms.constraints:
+        if not isinstance(constraint, FixAtoms):
+            kind = type(constraint).__name__
+            raise PolicyError(
+                f"molecular dynamics honours FixAtoms only; remove {kind} from the start"
+            )
+        fixed[constraint.index] = True
+    return fixed
+
+
+def bare_copy(start: Atoms, positions_A: np.ndarray) -> Atoms:
+    """The start elsewhere: no calculator, constraint or momenta, whose results would be stale."""
+    atoms = start.copy()
+    atoms.set_constraint()
+    for name in set(atoms.arrays) - _KEPT_ARRAYS:
+        del atoms.arrays[name]
+    atoms.info = {key: start.info[key] for key in _KEPT_INFO if key in start.info}
+    atoms.positions = positions_A
+    return atoms

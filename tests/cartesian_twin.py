@@ -1,0 +1,239 @@
+"""The same model in full Cartesian tensors: slow, plain, and independent of the compact form.
+
+Features of rank l are [A, C, 3, ..., 3]. Contractions are einsums over Cartesian indices, the
+symmetric traceless projection subtracts traces explicitly (spec §1.1), neighbours are found by
+trying every image, messages are gathered and added edge by edge. Only the parameters and the list
+of product paths (which fixes what each weight multiplies) are taken from the compact model.
+"""
+
+# ruff: noqa: E741  (l is the rank of a tensor)
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from ase import Atoms
+from torch import Tensor
+
+from tace.model import Tace
+
+
+def disjoint_pairs(slots: Sequence[int], k: int) -> Iterator[tuple[tuple[int, int], ...]]:
+    """Every set of k disjoint unordered pairs of the slots."""
+    if k == 0:
+        yield ()
+        return
+    for n, first in enumerate(slots):
+        for second in slots[n + 1 :]:
+            rest = [s for s in slots[n + 1 :] if s != second]
+            for others in disjoint_pairs(rest, k - 1):
+                yield ((first, second), *others)
+
+
+def subtract_traces(tensor: np.ndarray) -> np.ndarray:
+    """P(T) of a rank-n tensor [3, ..., 3]: symmetrise, then a_k Σ_pairs δ…δ tr^k, spec §1.1."""
+    n = tensor.ndim
+    permuted = [np.transpose(tensor, order) for order in itertools.permutations(range(n))]
+    symmetric = sum(permuted) / len(permuted)
+    result = np.zeros_like(symmetric)
+    for k in range(n // 2 + 1):
+        a_k = (-1.0) ** k / math.prod(2 * n - 1 - 2 * q for q in range(k))
+        for pairs in disjoint_pairs(range(n), k):
+            free = [s for s in range(n) if s not in {s for pair in pairs for s in pair}]
+            left = list(range(n))
+            for a, b in pairs:
+                left[b] = left[a]
+            operands: list[object] = [symmetric, left]
+            for a, b in pairs:
+                operands += [np.eye(3), [n + a, n + b]]
+            out = list(range(n))
+            for a, b in pairs:
+                out[a], out[b] = n + a, n + b
+            assert len(free) == n - 2 * k
+            result = result + a_k * np.einsum(*operands, out)
+    return result
+
+
+@functools.cache
+def projector(rank: int) -> np.ndarray:
+    """[3^l, 3^l]: `subtract_traces` applied to every unit tensor."""
+    size = 3**rank
+    columns = [subtract_traces(e.reshape((3,) * rank)).reshape(-1) for e in np.eye(size)]
+    return np.stack(columns, axis=1)
+
+
+def project(tensor: Tensor, rank: int) -> Tensor:
+    """P over the last `rank` axes."""
+    matrix = torch.from_numpy(projector(rank))
+    flat = tensor.reshape(*tensor.shape[: tensor.ndim - rank], 3**rank)
+    return (flat @ matrix.T).reshape(tensor.shape)
+
+
+def contract(x: Tensor, y: Tensor, ranks: tuple[int, int, int], norm: str = "cartesian") -> Tensor:
+    """[N, C, 3^l1] and [N, C, 3^l2] → P(X ·_k Y)·normaliser, [N, C, 3^l3]; C of y may be 1."""
+    l1, l2, l3 = ranks
+    k = (l1 + l2 - l3) // 2
+    letters = "abdefghijklm"
+    left, right = letters[:l1], letters[l1 - k : l1 - k + l2]
+    out = letters[: l1 - k] + letters[l1 : l1 - k + l2]
+    result = project(torch.einsum(f"nc{left},nc{right}->nc{out}", x, y), l3)
+    return result * _normaliser(ranks, norm)
+
+
+@functools.cache
+def _normaliser(ranks: tuple[int, int, int], norm: str) -> float:
+    l1, l2, l3 = ranks
+    k = (l1 + l2 - l3) // 2
+    if norm == "cartesian":
+        return 3.0 ** (-k / 2)
+    left = projector(l1).reshape(3 ** (l1 - k), 3**k, -1)
+    right = projector(l2).reshape(3**k, 3 ** (l2 - k), -1)
+    product = np.einsum("akm,kbn->abmn", left, right).reshape(3**l3, -1)
+    return math.sqrt((2 * l3 + 1) / float(((projector(l3) @ product) ** 2).sum()))
+
+
+def angular(unit: Tensor, l_max: int) -> list[Tensor]:
+    """E_l = (2l−1)!!/l!·P(r̂ ⊗ … ⊗ r̂) of directed edges: [E, 1, 3, ..., 3]."""
+    attributes = []
+    for l in range(l_max + 1):
+        power = torch.ones_like(unit[:, 0])
+        for _ in range(l):
+            power = power.unsqueeze(-1) * unit.reshape(-1, *[1] * (power.ndim - 1), 3)
+        factor = math.prod(range(1, 2 * l, 2)) / math.factorial(l)
+        attributes.append(factor * project(power, l).unsqueeze(1))
+    return attributes
+
+
+def directed_edges(atoms: Atoms, cutoff: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Receiver i, sender j, shift S of every |x_i − x_j − S·h| < cutoff, by trying every image."""
+    cell, x = np.asarray(atoms.cell), atoms.positions
+    diameter = np.linalg.norm(np.ptp(x, axis=0)) + cutoff
+    inverse = np.linalg.pinv(cell * atoms.pbc[:, None])
+    reach = [
+        math.ceil(diameter * np.linalg.norm(inverse[:, a])) if atoms.pbc[a] else 0 for a in range(3)
+    ]
+    i, j, s = [], [], []
+    for shift in itertools.product(*(range(-n, n + 1) for n in reach)):
+        vectors = x[:, None] - x[None] - np.array(shift) @ cell
+        near = np.linalg.norm(vectors, axis=2) < cutoff
+        if not any(shift):
+            np.fill_diagonal(near, False)
+        a, b = np.nonzero(near)
+        i.append(a)
+        j.append(b)
+        s.append(np.tile(shift, (len(a), 1)))
+    return np.concatenate(i), np.concatenate(j), np.concatenate(s)
+
+
+def _channels(x: Tensor, weight: Tensor) -> Tensor:
+    return torch.einsum("an...,nc->ac...", x, weight)
+
+
+def _by_element(x: Tensor, weight: Tensor, species: Tensor) -> Tensor:
+    return torch.einsum("an...,anc->ac...", x, weight[species])
+
+
+def _radial(model: Tace, r: Tensor) -> tuple[Tensor, Tensor]:
+    """Enveloped Bessel functions [E, n] and the envelope [E], from the printed formulas."""
+    c, p = model.config.cutoff_A, model.config.envelope_p
+    u = r / c
+    f = (
+        1
+        - (p + 1) * (p + 2) / 2 * u**p
+        + p * (p + 2) * u ** (p + 1)
+        - p * (p + 1) / 2 * u ** (p + 2)
+    )
+    n = torch.arange(1, model.config.n_radial + 1, dtype=r.dtype)
+    return math.sqrt(2 / c) * torch.sin(n * math.pi * r[:, None] / c) / r[:, None] * f[:, None], f
+
+
+def _mlp(network: torch.nn.Module, x: Tensor) -> Tensor:
+    weights = [layer.weight for layer in network.layers]
+    for w in weights[:-1]:
+        x = x @ w
+        x = x * torch.sigmoid(x)
+    return x @ weights[-1]
+
+
+def _atomic_basis(
+    layer: torch.nn.Module, h: Sequence[Tensor], edges: tuple, radial: Tensor, norm: str
+) -> list[Tensor]:
+    part = layer.interaction
+    receiver, sender, attributes = edges
+    atoms, c = h[0].shape[:2]
+    weights = _mlp(part.radial, radial).reshape(len(receiver), len(part.paths), c)
+    sent = [_channels(x, up.weight) for x, up in zip(h, part.up, strict=True)]
+    collected: list[list[Tensor]] = [[] for _ in attributes]
+    for n, path in enumerate(part.paths):
+        message = contract(sent[path.l1][sender], attributes[path.l2], tuple(path), norm)
+        message = message * weights[:, n].reshape(-1, c, *[1] * path.l3)
+        total = torch.zeros(atoms, c, *[3] * path.l3, dtype=message.dtype)
+        collected[path.l3].append(total.index_add(0, receiver, message))
+    return [
+        _channels(torch.cat(parts, 1), down.weight) * part.inverse_neighbors
+        for parts, down in zip(collected, part.down, strict=True)
+    ]
+
+
+def _products(layer: torch.nn.Module, a: Sequence[Tensor], norm: str) -> list[Tensor]:
+    """Every order of the product basis by output rank, [A, n_l·C, 3, ..., 3]."""
+    values, collected = list(a), [[a[l]] for l in layer.outputs]
+    for level in layer.product.levels[1:]:
+        values = [contract(values[p.parent], a[p.l2], (p.l1, p.l2, p.l3), norm) for p in level]
+        for place, l in enumerate(layer.outputs):
+            collected[place] += [v for v, p in zip(values, level, strict=True) if p.l3 == l]
+    return [torch.cat(parts, 1) for parts in collected]
+
+
+def energy(model: Tace, atoms: Atoms, positions: Tensor, cell: Tensor, fidelity: int) -> Tensor:
+    """Energy of one structure, eV."""
+    config, norm = model.config, model.config.coupling_norm
+    species = torch.tensor([config.elements.index(z) for z in atoms.numbers])
+    i, j, s = (torch.from_numpy(e) for e in directed_edges(atoms, config.cutoff_A))
+    vectors = positions[i] - positions[j] - s.to(cell.dtype) @ cell
+    r = torch.linalg.norm(vectors, dim=1)
+    radial, f = _radial(model, r)
+    edges = (i, j, angular(vectors / r[:, None], config.l_max))
+
+    h0 = model.embedding[species]
+    if len(config.fidelities) > 1:
+        u = model.fidelity_table[fidelity] @ model.fidelity_mix.weight
+        h0 = h0 + u * torch.sigmoid(u)
+    h, readout = [h0], torch.zeros(len(atoms), dtype=positions.dtype)
+    for layer, linear in zip(model.layers, model.readouts, strict=True):
+        a = _atomic_basis(layer, h, edges, radial, norm)
+        h = [
+            _channels(_by_element(x, mix.weight, species), out.weight)
+            for x, mix, out in zip(_products(layer, a, norm), layer.mix, layer.out, strict=True)
+        ]
+        if len(layer.self_connection):
+            h = [
+                x + _by_element(a[l], connect.weight, species)
+                for x, l, connect in zip(h, layer.outputs, layer.self_connection, strict=True)
+            ]
+        readout = readout + (h[0] @ linear.weight)[:, 0]
+    hidden = h[0] @ model.hidden.weight
+    readout = readout + (hidden * torch.sigmoid(hidden) @ model.hidden_out.weight)[:, 0]
+    density = torch.zeros(len(atoms), dtype=positions.dtype).index_add(0, i, f)
+    e0, scale, shift = (t[fidelity, species] for t in (model.e0_eV, model.scale_eV, model.shift_eV))
+    return (e0 + scale * readout + shift * (1 - torch.exp(-4.0 * density))).sum()
+
+
+def evaluate(
+    model: Tace, atoms: Atoms, fidelity: int = 0
+) -> tuple[float, np.ndarray, np.ndarray | None]:
+    """Energy (eV), forces [A,3] (eV/Å), and stress [3,3] (eV/Å³) if all three axes are periodic."""
+    x = torch.tensor(atoms.positions, requires_grad=True)
+    strain = torch.zeros(3, 3, dtype=x.dtype, requires_grad=True)
+    deform = torch.eye(3, dtype=x.dtype) + 0.5 * (strain + strain.T)
+    value = energy(model, atoms, x @ deform, torch.tensor(np.array(atoms.cell)) @ deform, fidelity)
+    if not value.requires_grad:
+        zero = np.zeros((3, 3))
+        return float(value), np.zeros_like(atoms.positions), zero if atoms.pbc.all() else None
+    slope, virial = torch.autograd.grad(value, [x, strain], materialize_grads=True)
+    stress = virial.numpy() / abs(np.linalg.det(atoms.cell)) if atoms.pbc.all() else None
+    return float(value.detach()), -slope.numpy(), stress

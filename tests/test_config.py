@@ -1,0 +1,444 @@
+"""The campaign file: every mistake gets its message, line and key; every default is told."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import re
+import subprocess
+import sys
+from importlib.metadata import EntryPoint
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from alchemy import config_fields
+from alchemy.config import (
+    Campaign,
+    campaign_hash,
+    campaign_warnings,
+    json_schema,
+    load_campaign,
+    load_campaign_text,
+)
+from alchemy.config_explain import explain
+from alchemy.config_init import INIT_KINDS, init_files
+from alchemy.errors import ConfigError, InputError
+
+REPOSITORY = Path(__file__).parent.parent
+
+GOOD = """\
+alchemy: 1
+name: demo
+elements: [H, O]
+seed: 3
+fidelities:
+  cheap: {labeler: tblite, method: GFN2-xTB}
+  dear: {labeler: pyscf, method: PBE, target: true}
+e0: compute
+model: {preset: nano, committee: 3, cutoff: 4.5 A}
+start:
+  - files: {path: a.xyz}
+    label: {cheap: all, dear: 2}
+  - rattle: {structures: a.xyz, count: 10, stdev: 0.08 A}
+    label: [cheap]
+test:
+  - md: {structures: a.xyz, with: cheap, T: [300 K], time: 1 ps, count: 4}
+    label: [dear]
+explore:
+  - md: {T: [300 K, 600 K], time: 2 ps}
+stop_md: {label_above: 80 meV/A, abort_above: 1 eV/A}
+select: {per_round: 5}
+stop: {rounds: 2, wall: 12 h, labels: 40}
+run: {where: local}
+"""
+
+# (text in GOOD, what a user wrote instead, line of the message, the message after `file:line: `)
+BROKEN = [
+    # keys
+    ("seed: 3", "sead: 3", 4, "sead: unknown key; did you mean 'seed'?"),
+    ("preset: nano", "preste: nano", 9, "model.preste: unknown key; did you mean 'preset'?"),
+    ("label_above", "label_abov", 20, "stop_md.label_abov: unknown key; did you mean 'label_ab"),
+    ("cutoff: 4.5 A", "cutoff_A: 4.5 A", 9, "model.cutoff_A: unknown key; did you mean 'cutoff'?"),
+    ("rounds: 2", "budget: 2", 22, "stop.budget: unknown key; known: force_rmse, rounds, labels"),
+    ("count: 10", "cuont: 10", 13, "start[1].rattle.cuont: unknown key; did you mean 'count'?"),
+    ("count: 10, ", "", 13, "start[1].rattle.count: missing; add 'count:' (Rattled copies in all"),
+    ("name: demo\n", "", 1, "name: missing; add 'name:' (Names the campaign"),
+    ("alchemy: 1\n", "", 1, "alchemy: missing; add 'alchemy:'"),
+    ("seed: 3", "name: again", 4, "name: given twice, first in line 2; keep one"),
+    ("seed: 3", "7: 3", 4, '7: a key must be text; write "7":'),
+    ("seed: 3", "[a, b]: 3", 1, "a key must be text, not a list or mapping"),
+    # types
+    ("seed: 3", "seed: '3'", 4, "seed: found '3'; must be a whole number"),
+    ("seed: 3", "seed: 3.5", 4, "seed: found 3.5; must be a whole number"),
+    ("seed: 3", "seed: true", 4, "seed: found true; must be a whole number"),
+    ("seed: 3", "seed:", 4, "seed: found nothing; must be a whole number"),
+    ("seed: 3", "seed: 2026-01-01", 4, 'seed: found 2026-01-01, a YAML date; put it in "quotes"'),
+    ("{preset: nano, committee: 3, cutoff: 4.5 A}", "nano", 9, "model: found 'nano'; must be a ma"),
+    ("{preset: nano, committee: 3, cutoff: 4.5 A}", "", 9, "model: found nothing; must be a map"),
+    ("[300 K, 600 K]", "300 K", 19, "explore[0].md.T: found '300 K'; must be a list"),
+    ("[300 K, 600 K]", "[]", 19, "explore[0].md.T: found an empty list; must have at least 1"),
+    ("  - md: {T", "    md: {T", 18, "explore: found a mapping; must be a list"),
+    ("name: demo", "name: 7", 2, "name: found 7; must be text"),
+    ("target: true", "target: 1", 7, "fidelities.dear.target: found 1; must be true or false"),
+    # values
+    ("alchemy: 1", "alchemy: 2", 1, "alchemy: found 2; must be 1"),
+    ("name: demo", "name: my demo/1", 2, "such as 'my-demo-1'"),
+    ("committee: 3", "committee: 1", 9, "model.committee: found 1; must be at least 2"),
+    ("seed: 3", "seed: -3", 4, "seed: found -3; must be at least 0"),
+    ("rounds: 2", "rounds: -1", 22, "stop.rounds: found -1; must be at least 1"),
+    ("per_round: 5", "random: 1.5", 21, "select.random: found 1.5; must be at most 1"),
+    ("per_round: 5", "random: .nan", 21, "select.random: found nan; must be a finite number"),
+    ("per_round: 5", "dedup: -.inf", 21, "select.dedup: found -inf; must be a finite number"),
+    ("method: PBE", "level: .inf", 7, "fidelities.dear.level: found inf; must be a finite"),
+    ("preset: nano", "preset: smal", 9, "model.preset: found 'smal'; did you mean 'small'?"),
+    ("preset: nano", "preset: 3", 9, "model.preset: found 3; must be nano or small or medium or"),
+    ("{where: local}", "{workers: lots}", 23, "run.workers: found 'lots'; known: auto; a number w"),
+    ("{where: local}", "{gpus: -1}", 23, "run.gpus: found -1; must be at least 0"),
+    ("e0: compute", "e0: computed", 8, "e0: found 'computed'; did you mean 'compute'?"),
+    ("[H, O]", "[H, XX]", 3, "elements[1]: found 'XX', not an element symbol"),
+    ("[H, O]", "[H, cl]", 3, "elements[1]: found 'cl', not an element symbol; did you mean 'Cl'?"),
+    ("[H, O]", "[H, false]", 3, "elements[1]: found false; write an element symbol"),
+    ("[H, O]", "[H, H]", 3, "elements: found H twice; keep one"),
+    ("[H, O]", "[]", 3, "elements: found an empty list"),
+    # quantities
+    ("cutoff: 4.5 A", "cutoff: 4.5", 9, 'model.cutoff: found 4.5, a bare number; write "4.5 A"'),
+    ("[300 K, 600 K]", "[300 K, 600]", 19, "explore[0].md.T[1]: found 600, a bare number; write "),
+    ("80 meV/A", "80 meV", 20, "stop_md.label_above: found \"80 meV\", which is an energy; write "),
+    ("80 meV/A", "80 mev/A", 20, "unknown unit 'mev'; did you mean 'meV'?"),
+    ("12 h", "600 K", 22, "stop.wall: found \"600 K\", which is a temperature; write a time such"),
+    ("0.08 A", "-0.08 A", 13, "start[1].rattle.stdev: found \"-0.08 A\"; must be positive"),
+    # names
+    ("label: [dear]", "label: [dera]", 17, "test[0].label.dera: found 'dera', no such fidelity; d"),
+    ("with: cheap", "with: chaep", 16, "test[0].md.with: found 'chaep', no such fidelity; did you"),
+    ("stdev: 0.08 A", "stdev: 0.08 A, relax_with: x", 13, "relax_with: found 'x', no such fidelit"),
+    ("per_round: 5", "per_round: {pbe: 5}", 21, "select.per_round.pbe: found 'pbe', no such fidel"),
+    ("labels: 40", "labels: {pbe: 4}", 22, "stop.labels.pbe: found 'pbe', no such fidelity"),
+    ("labeler: tblite", "labeler: tblit", 6, "no such labeler; did you mean 'tblite'?"),
+    ("labeler: tblite, ", "", 6, "fidelities.cheap.labeler: missing; add 'labeler:'"),
+    ("per_round: 5", "method: calibrate", 21, "no such selector; did you mean 'calibrated'?"),
+    ("  - md: {T", "  - mb: {T", 19, "explore[0]: found 'mb', no such explorer; did you mean 'md'"),
+    ("method: GFN2-xTB", "target: true", 7, "fidelities.dear.target: found a second target"),
+    # items
+    ("  - files: {path: a.xyz}\n    l", "  - l", 11, "start[0]: found no source of structures; ad"),
+    ("[cheap]\n", "[cheap]\n    files: {path: a.xyz}\n", 13, "start[1]: found files and rattle in"),
+    ("    label: [cheap]\n", "", 13, "start[1].label: missing; add 'label:'"),
+    ("label: [cheap]", "label: cheap", 14, "start[1].label: found 'cheap'; write {pbe: 12}"),
+    ("label: [cheap]", "label: []", 14, "start[1].label: found an empty mapping; must have at lea"),
+    ("label: [cheap]", "label: {cheap: al}", 14, "start[1].label.cheap: found 'al'; did you mean"),
+    ("label: [cheap]", "label: {cheap: 0}", 14, "start[1].label.cheap: found 0; must be at least "),
+    ("label: [cheap]", "label: {cheap: 11}", 14, "found 11, but the item makes 10 structures"),
+    ("path: a.xyz", "path: b.xyz", 11, "start[0].files.paths[0]: found 'b.xyz', no such file in"),
+    ("path: a.xyz", "paths: [a.xyz, x/b.xyz]", 11, "start[0].files.paths[1]: found 'x/b.xyz', but"),
+    ("path: a.xyz", "path: a.xyz, index: first", 11, "start[0].files.index: found 'first'; write "),
+    ("path: a.xyz", 'path: "a\\0.xyz"', 11, "which cannot be read"),
+    ("path: a.xyz", "path: ~nobody-here/a.xyz", 11, "which cannot be read"),
+    # between blocks
+    ("80 meV/A", "2 eV/A", 20, "stop_md.label_above: found 2 eV/A, not below abort_above (1 eV/A)"),
+    ("time: 2 ps", "time: 0.1 fs", 19, "explore[0].md.time: found 0.1 fs, less than one step"),
+    ("time: 2 ps", "time: 2 fs", 19, "explore[0].md.check_every: found 10, but the walk has only "),
+    ("cheap: all, dear: 2", "cheap: all", 10, "start: no item labels the target 'dear'"),
+    ("e0: compute", "e0: {cheap: {H: -1 eV}}", 8, "e0.cheap.O: missing; element O needs its energ"),
+    ("e0: compute", "e0: {cheap: {H: -1 eV}}", 8, "e0.dear: missing; the fidelity 'dear' needs"),
+    ("e0: compute", "e0: {cheap: {H: -1}}", 8, "e0.cheap.H: found -1, a bare number; write \"-1 e"),
+    ("e0: compute", "e0: {cheap: {Hh: 1 eV}}", 8, "e0.cheap.Hh: found 'Hh', not an element symbol"),
+    ("e0: compute", "e0: {cheap: {C: 1 eV}}", 8, "e0.cheap.C: found an energy of C; elements: H, "),
+    # the machine
+    ("local", "tcp://10.0.0.7:8786", 23, "run.where: found 'tcp://10.0.0.7:8786'; tcp:// is not e"),
+    ("local", "tcp://localhost", 23, "an address needs host and port: tcp://host:8786"),
+    ("local", "tls://host:port", 23, "not an address; write tls://host:8786"),
+    ("local", "lokal", 23, "run.where: found 'lokal'; did you mean 'local'?"),
+    # syntax
+    ("seed: 3", "\tseed: 3", 4, "the line is indented by a tab, use spaces"),
+    ("[H, O]", "[H, O", 4, "not YAML: "),
+    ("name: demo", "name: demo: two", 2, "text that contains ': ' needs quotes"),
+    ("seed: 3", "seed: !!python/name:os.system x", 4, "not YAML: could not determine a constructo"),
+    ("alchemy: 1", "%YAML 1.1\n---\nalchemy: 1", 1, "found a %YAML directive; remove it"),
+    ("seed: 3", "seed: &a [*a]", 1, "nested too deeply"),
+    ("seed: 3", "seed: *nowhere", 4, "not YAML: found undefined alias"),
+    ("seed: 3", "seed: 3\n---\nname: two", 5, "not YAML: expected a single document"),
+]  # fmt: skip
+
+
+# Each line refers eight times to the one before it.
+BOMB = [f"{n}: &{n} [{', '.join([f'*{p}'] * 8)}]\n" for p, n in pairwise("abcdefgh")]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "a.xyz").write_text("2\n\nH 0 0 0\nO 0 0 1\n")
+    return tmp_path
+
+
+def complaint(text: str, folder: Path) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_campaign_text(text, "c.yaml", folder)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(("good", "bad", "line", "fragment"), BROKEN, ids=lambda v: str(v)[:40])
+def test_a_mistake_is_told_with_file_line_key_and_remedy(folder, good, bad, line, fragment):
+    assert good in GOOD
+    rows = complaint(GOOD.replace(good, bad, 1), folder).splitlines()
+    assert any(row.startswith(f"c.yaml:{line}: ") and fragment in row for row in rows), rows
+
+
+@pytest.mark.parametrize(
+    ("text", "fragment"),
+    [
+        ("", "c.yaml:1: the file is empty; 'alchemy init' writes"),
+        ("# only a comment\n", "c.yaml:1: the file is empty"),
+        ("\n- alchemy: 1\n", "c.yaml:2: found a list; a campaign is a mapping"),
+        ("hello\n", "c.yaml:1: found 'hello'; a campaign is a mapping"),
+        ("a: \x07\n", "c.yaml:1: not YAML: "),
+        ("a: " + "[" * 500, "c.yaml:1: nested too deeply"),
+        ("a: &a [1]\n" + "".join(BOMB), "more than 50000 values"),
+    ],
+    ids=["empty", "comment", "list", "word", "control character", "brackets", "alias bomb"],
+)  # fmt: skip
+def test_a_file_that_is_no_campaign_at_all_is_told_so(folder, text, fragment):
+    assert fragment in complaint(text, folder)
+
+
+def test_all_mistakes_are_told_at_once_in_the_order_of_the_file(folder):
+    text = GOOD.replace("seed: 3", "seed: x").replace("4.5 A", "4.5").replace("[dear]", "[dera]")
+    text = text.replace("per_round: 5", "per_round: {nope: 5}").replace("local", "tcp://8.8.8.8:1")
+    rows = complaint(text, folder).splitlines()
+    assert [row.split(":")[1] for row in rows] == ["4", "9", "17", "21", "23"]
+
+
+def test_one_mistake_is_told_once(folder):
+    for good, bad, *_ in BROKEN:
+        if good.startswith(("seed: 3", "preset", "cutoff")) and "e0" not in bad:
+            assert len(complaint(GOOD.replace(good, bad, 1), folder).splitlines()) == 1, bad
+
+
+def test_a_missing_or_unreadable_file_is_bad_input(tmp_path):
+    with pytest.raises(ConfigError, match="no such file; 'alchemy init' writes one"):
+        load_campaign(tmp_path / "campaign.yaml")
+    (tmp_path / "latin.yaml").write_bytes(b"name: \xe5\n")
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        load_campaign(tmp_path / "latin.yaml")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_campaign(tmp_path)
+
+
+def test_values_arrive_in_the_units_of_their_names(folder):
+    campaign = load_campaign_text(GOOD, "c.yaml", folder)
+    assert campaign.model.cutoff_A == 4.5
+    assert campaign.stop_md.label_above_eV_per_A == 0.08
+    assert campaign.stop.wall_s == 43200.0
+    walk = campaign.explore[0].md
+    assert walk is not None
+    assert (walk.T_K, walk.time_fs, walk.timestep_fs) == ((300.0, 600.0), 2000.0, 0.5)
+    assert campaign.start[1].rattle is not None
+    assert campaign.start[1].rattle.stdev_A == 0.08
+    assert campaign.resolve("a.xyz") == folder.resolve() / "a.xyz"
+
+
+def test_shorthands_mean_what_they_are_short_for(folder):
+    campaign = load_campaign_text(GOOD, "c.yaml", folder)
+    assert campaign.start[0].files is not None
+    assert campaign.start[0].files.paths == (Path("a.xyz"),)
+    assert campaign.start[1].label == {"cheap": "all"}
+    assert campaign.select.per_round == {"dear": 5}
+    assert campaign.stop.labels == {"dear": 40}
+    assert campaign.fidelities["cheap"].options == {"method": "GFN2-xTB"}
+    bare = load_campaign_text(GOOD.replace("select: {per_round: 5}\n", ""), "c.yaml", folder)
+    assert bare.select.per_round == {"dear": 10}
+
+
+def test_the_last_fidelity_is_the_target_unless_one_says_so(folder):
+    assert load_campaign_text(GOOD, "c.yaml", folder).fidelity_names == ("cheap", "dear")
+    assert load_campaign_text(GOOD.replace(", target: true", ""), "c", folder).target == "dear"
+    moved = GOOD.replace(", target: true", "").replace("GFN2-xTB}", "GFN2-xTB, target: true}")
+    campaign = load_campaign_text(moved, "c.yaml", folder)
+    assert campaign.target == "cheap"
+    assert campaign.select.per_round == {"cheap": 5}
+
+
+def test_nobelium_and_yttrium_stay_elements(folder):
+    campaign = load_campaign_text(GOOD.replace("[H, O]", "[No, Y, N]"), "c.yaml", folder)
+    assert campaign.elements == ("No", "Y", "N")
+    assert load_campaign_text(explain(campaign), "x", folder) == campaign
+
+
+def test_anchors_and_merges_are_allowed(folder):
+    text = GOOD.replace("  - md: {T", "  - md: &walk {T") + ""
+    text = text.replace("stop_md:", "  - md: {<<: *walk, ensemble: nve}\nstop_md:")
+    campaign = load_campaign_text(text, "c.yaml", folder)
+    assert [item.md.ensemble for item in campaign.explore if item.md] == ["nvt", "nve"]
+    broken = text.replace("time: 2 ps", "time: 2")
+    rows = complaint(broken, folder).splitlines()
+    assert [row[:9] for row in rows] == ["c.yaml:19", "c.yaml:19"]  # where the anchor stands
+
+
+@pytest.mark.parametrize("where", ["inline", "tcp://127.0.0.1:8786", "tcp://[::1]:1", "tls://h:1"])
+def test_loopback_or_tls_addresses_are_accepted(folder, where):
+    text = GOOD.replace("where: local", f'where: "{where}"')
+    assert load_campaign_text(text, "c.yaml", folder).run.where == where
+
+
+def test_another_packages_explorer_gets_its_options_unread(folder, monkeypatch):
+    real = config_fields.entry_points
+    hop = EntryPoint("hop", "nowhere:Hop", "alchemy.explorers")
+    monkeypatch.setattr(
+        config_fields,
+        "entry_points",
+        lambda group: [*real(group=group), *([hop] if group == hop.group else [])],
+    )
+    config_fields.installed.cache_clear()
+    try:
+        text = GOOD.replace("  - md: {T", "  - hop: {hops: 4, T: 300 K}\n  - md: {T")
+        campaign = load_campaign_text(text, "c.yaml", folder)
+        assert [item.kind for item in campaign.explore] == ["hop", "md"]
+        assert campaign.explore[0].options == {"hops": 4, "T": "300 K"}
+        assert load_campaign_text(explain(campaign), "x", folder) == campaign
+    finally:
+        config_fields.installed.cache_clear()
+
+
+def test_warnings_name_what_is_allowed_and_probably_not_meant(folder):
+    assert campaign_warnings(load_campaign_text(GOOD, "c.yaml", folder)) == []
+    text = re.sub(r"test:\n.*\n.*\n", "", GOOD).replace("rounds: 2", "force_rmse: 10 meV/A")
+    found = campaign_warnings(load_campaign_text(text, "c.yaml", folder))
+    assert [line.split(":")[0].split()[0] for line in found] == ["test", "select.threshold"]
+
+
+# -- defaults, templates, schema ----------------------------------------------------------------
+
+
+def shipped() -> list[Path]:
+    templates = sorted((REPOSITORY / "templates/alchemy_templates/campaigns").glob("*.yaml"))
+    return [*templates, REPOSITORY / "runs/urea/campaign.yaml"]
+
+
+@pytest.mark.parametrize("path", shipped(), ids=lambda path: path.stem)
+def test_shipped_campaigns_are_valid_and_have_nothing_to_warn_of(path):
+    text = path.read_text()
+    assert max(map(len, text.splitlines())) <= 100
+    assert campaign_warnings(load_campaign(path)) == []
+
+
+@pytest.mark.parametrize("path", shipped(), ids=lambda path: path.stem)
+def test_the_explained_campaign_is_the_same_campaign(path):
+    campaign = load_campaign(path)
+    again = load_campaign_text(explain(campaign), "explained.yaml", campaign.base_dir)
+    assert again == campaign
+    assert campaign_hash(again) == campaign_hash(campaign)
+
+
+def test_an_explained_table_of_atomic_energies_reads_back(folder):
+    table = "e0: {cheap: {H: -0.1 eV, O: -1.5e-7 eV}, dear: {H: -13.6 eV, O: -2041.25 eV}}"
+    text = GOOD.replace("e0: compute", table).replace("GFN2-xTB", '"a: b # c", deep: {x: [1, ~]}')
+    campaign = load_campaign_text(text, "c.yaml", folder)
+    assert campaign.e0["cheap"]["O"] == -1.5e-7  # type: ignore[index]
+    assert load_campaign_text(explain(campaign), "x", folder) == campaign
+
+
+def test_every_key_is_explained_in_one_line(folder):
+    def fields(schema: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+        blocks = [schema, *schema["$defs"].values()]
+        return [item for block in blocks for item in block.get("properties", {}).items()]
+
+    for name, field in fields(json_schema()):
+        if name != "path":  # a shorthand of `paths`
+            assert 0 < len(field.get("description", "")) <= 90, name
+    assert "[default]" in explain(load_campaign_text(GOOD, "c.yaml", folder))
+
+
+def test_the_hash_follows_values_and_order_of_fidelities_but_not_the_spelling(folder):
+    campaign = load_campaign_text(GOOD, "c.yaml", folder)
+
+    def hashed(old: str, new: str) -> str:
+        return campaign_hash(load_campaign_text(GOOD.replace(old, new), "c.yaml", folder))
+
+    assert hashed("80 meV/A", "0.08 eV/Å") == campaign_hash(campaign)
+    assert hashed("80 meV/A", "81 meV/A") != campaign_hash(campaign)
+    lines = GOOD.splitlines(keepends=True)
+    lines[5], lines[6] = lines[6], lines[5]
+    swapped = load_campaign_text("".join(lines), "c.yaml", folder)
+    assert campaign_hash(swapped) != campaign_hash(campaign)
+
+
+def test_a_campaign_is_frozen_and_survives_pickling(folder):
+    campaign = load_campaign_text(GOOD, "c.yaml", folder)
+    with pytest.raises(ValueError, match="frozen"):
+        campaign.seed = 4  # type: ignore[misc]
+    again = pickle.loads(pickle.dumps(campaign))
+    assert again == campaign
+    assert again.base_dir == folder.resolve()
+
+
+def violations(value: Any, schema: dict[str, Any], defs: dict[str, Any]) -> list[str]:
+    """Enough of JSON schema for ours: an independent reading of what editors will be told."""
+    if "$ref" in schema:
+        return violations(value, defs[schema["$ref"].rsplit("/", 1)[1]], defs)
+    found = []
+    for word, least in (("anyOf", 1), ("oneOf", 1)):
+        if word in schema:
+            fits = [branch for branch in schema[word] if not violations(value, branch, defs)]
+            if len(fits) < least or (word == "oneOf" and len(fits) > 1):
+                found.append(f"{value!r} fits {len(fits)} of {word}")
+    types = {"object": dict, "array": list, "string": str, "integer": int, "number": (int, float),
+             "boolean": bool, "null": type(None)}  # fmt: skip
+    wanted = schema.get("type")
+    unfit = wanted and not isinstance(value, types[wanted])
+    if unfit or (isinstance(value, bool) and wanted in ("integer", "number")):
+        return [*found, f"{value!r} is not {wanted}"]
+    if "const" in schema and value != schema["const"]:
+        found.append(f"{value!r} is not {schema['const']!r}")
+    if "enum" in schema and value not in schema["enum"]:
+        found.append(f"{value!r} is none of {schema['enum']}")
+    if "pattern" in schema and isinstance(value, str) and not re.search(schema["pattern"], value):
+        found.append(f"{value!r} does not match {schema['pattern']}")
+    if isinstance(value, dict):
+        properties, extra = schema.get("properties", {}), schema.get("additionalProperties", True)
+        found += [f"{key} is missing" for key in schema.get("required", []) if key not in value]
+        for key, child in value.items():
+            inner = properties.get(key, extra)
+            if inner is False:
+                found.append(f"{key} is unknown")
+            elif isinstance(inner, dict):
+                found += violations(child, inner, defs)
+    if isinstance(value, list):
+        found += [v for item in value for v in violations(item, schema.get("items", {}), defs)]
+    return found
+
+
+@pytest.mark.parametrize("path", shipped(), ids=lambda path: path.stem)
+def test_the_json_schema_accepts_the_shipped_campaigns(path):
+    schema = json_schema()
+    data = YAML(typ="safe", pure=True).load(path.read_text())
+    assert violations(data, schema, schema["$defs"]) == []
+    explained = YAML(typ="safe", pure=True).load(explain(load_campaign(path)))
+    assert violations(explained, schema, schema["$defs"]) == []
+    broken = copy.deepcopy(data)
+    broken["model"]["cutof"] = "5 A"
+    broken["stop"]["rounds"] = "3"
+    assert len(violations(broken, schema, schema["$defs"])) == 2
+
+
+@pytest.mark.parametrize("kind", list(INIT_KINDS))
+def test_init_writes_a_campaign_that_loads_where_it_lands(kind, tmp_path):
+    for name, text in init_files(kind).items():
+        (tmp_path / name).write_text(text)
+    campaign = load_campaign(tmp_path / "campaign.yaml")
+    assert isinstance(campaign, Campaign)
+    with pytest.raises(InputError, match="did you mean 'metal'"):
+        init_files("metall")
+
+
+def test_loading_a_campaign_starts_neither_torch_nor_ase_nor_dask():
+    code = (
+        "import sys; from pathlib import Path; from alchemy.config import load_campaign;"
+        "load_campaign(Path('runs/urea/campaign.yaml'));"
+        "print([m for m in ('torch', 'ase', 'dask', 'distributed') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
