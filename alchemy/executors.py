@@ -7,6 +7,7 @@ store and the label records remember, so that a dead scheduler or worker costs a
 from __future__ import annotations
 
 import os
+import queue
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -88,7 +89,7 @@ class DaskExecutor:
     def run(
         self, task: Task, requests: Sequence[dict[str, Any]], *, resource: str, on_done: OnDone
     ) -> None:
-        from dask.distributed import CancelledError, as_completed
+        from distributed.client import FutureCancelledError
         from distributed.scheduler import KilledWorker
 
         if not requests:
@@ -103,28 +104,37 @@ class DaskExecutor:
             for request in requests
         ]
         index = {future.key: n for n, future in enumerate(futures)}
-        waiting = as_completed(futures, with_results=False)
+        finished: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        for future in futures:
+            future.add_done_callback(finished.put)
         try:
-            left = len(futures)
-            while left:
-                self._interrupt.raise_if_set()
+            for _ in futures:
+                future = self._wait(finished)
+                error: Exception | None = None
                 try:
-                    future = _next(waiting)
-                except TimeoutError:
-                    continue
-                left -= 1
-                error = future.exception() if future.status != "cancelled" else CancelledError()
-                if isinstance(error, CancelledError):
+                    result = future.result(timeout=30)
+                except FutureCancelledError as lost:
                     raise EnvironmentProblemError(
                         "the Dask scheduler is gone; run the campaign again, nothing finished is lost"
-                    )
-                if isinstance(error, KilledWorker):
-                    error = WorkerKilledError(f"the worker died repeatedly on this task: {error}")
-                on_done(index[future.key], error if error is not None else future.result())
-                future.release()
+                    ) from lost
+                except KilledWorker as killed:
+                    error = WorkerKilledError(f"its worker died every time: {killed}")
+                except Exception as problem:  # the task's own; the stage decides
+                    error = problem
+                on_done(index[future.key], result if error is None else error)
         finally:
             for future in futures:
-                future.cancel()
+                if not future.done():
+                    future.cancel()
+
+    def _wait(self, finished: queue.SimpleQueue[Any]) -> Any:
+        """The next finished future; an interrupt is noticed meanwhile."""
+        while True:
+            self._interrupt.raise_if_set()
+            try:
+                return finished.get(timeout=POLL_S)
+            except queue.Empty:
+                continue
 
     def close(self) -> None:
         self._client.close()
@@ -134,24 +144,6 @@ class DaskExecutor:
 
 class WorkerKilledError(Exception):
     """A task that takes its worker down again and again (out of memory, a crash in compiled code)."""
-
-
-def _next(waiting: Any) -> Any:
-    """The next finished future, or TimeoutError after POLL_S."""
-    from distributed.utils import TimeoutError as DaskTimeoutError
-
-    waiting.timeout = POLL_S
-    try:
-        batch = waiting.next_batch(block=False)
-        if batch:
-            head, *rest = batch
-            for future in rest:
-                waiting.add(future)
-            return head
-        threading.Event().wait(0.02)
-    except DaskTimeoutError:
-        pass
-    raise TimeoutError
 
 
 def cores() -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from ase import Atoms
-from jinja2 import StrictUndefined, TemplateError, UndefinedError
+from jinja2 import StrictUndefined, Template, TemplateError, UndefinedError
 from jinja2.sandbox import SandboxedEnvironment
 
 from alchemy.errors import EnvironmentProblemError, InputError
@@ -97,11 +98,8 @@ def render(template: str | Path, context: Mapping[str, Any]) -> str:
 
     Sandboxed: a template from a colleague's campaign can fill in text, not run code.
     """
-    environment = SandboxedEnvironment(
-        undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False
-    )
     try:
-        return environment.from_string(_template_text(template)).render(dict(context))
+        return _compiled(_template_text(template)).render(dict(context))
     except UndefinedError as error:
         known = ", ".join(sorted(context))
         raise InputError(f"template {template}: {error.message}; variables: {known}") from error
@@ -111,6 +109,14 @@ def render(template: str | Path, context: Mapping[str, Any]) -> str:
         raise InputError(f"template {template}{where}: {error}") from error
     except TypeError as error:  # e.g. a filter applied to the wrong kind of value
         raise InputError(f"template {template}: {error}") from error
+
+
+@lru_cache(maxsize=16)  # by text, so that an edited file is noticed
+def _compiled(text: str) -> Template:
+    environment = SandboxedEnvironment(
+        undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False
+    )
+    return environment.from_string(text)
 
 
 def _template_text(template: str | Path) -> str:

@@ -8,10 +8,12 @@ read   parses output.json and gives the verdict
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +55,7 @@ def structure_variables(atoms: Atoms) -> dict[str, int]:
 def parse_input(text: str, schema: Schema, *, source: str) -> dict[str, dict[str, Any]]:
     """Sections of an input file, each key known, present and of the right type."""
     try:
-        document = YAML(typ="safe", pure=True).load(text)
+        document = copy.deepcopy(_loaded(text))
     except YAMLError as error:
         raise InputError(f"{source} is not valid YAML: {error}") from error
     if not isinstance(document, dict):
@@ -66,6 +68,11 @@ def parse_input(text: str, schema: Schema, *, source: str) -> dict[str, dict[str
         for key, allowed in kinds.items():
             _check_type(document[section][key], allowed, where=f"{source}, {section}.{key}")
     return document
+
+
+@lru_cache(maxsize=64)  # thousands of labels share few texts, and the pure parser takes 5 ms
+def _loaded(text: str) -> Any:
+    return YAML(typ="safe", pure=True).load(text)
 
 
 def _check_keys(found: Mapping[str, Any], known: Mapping[str, Any], *, where: str) -> None:
