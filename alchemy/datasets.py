@@ -57,7 +57,7 @@ def isolated_energies(
 
 
 def split_validation(
-    frames: Sequence[Labelled], uids: Sequence[str], *, fraction: float, seed: int
+    uids: Sequence[str], *, fraction: float, seed: int
 ) -> tuple[list[int], list[int]]:
     """Indices to train on and to validate on; all labels of a structure go to the same side.
 

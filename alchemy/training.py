@@ -66,9 +66,8 @@ def train(request: dict[str, Any]) -> dict[str, Any]:
         return found
     import torch
 
-    from tace.data import make_samples, statistics
-    from tace.io import load_model, save_model
-    from tace.model import Tace
+    from tace.data import make_samples
+    from tace.io import save_model
     from tace.train import TrainSettings, fit
 
     from .datasets import labelled, open_snapshot, rows_of, split_validation
@@ -78,39 +77,25 @@ def train(request: dict[str, Any]) -> dict[str, Any]:
     snapshot = open_snapshot(Path(request["store"]), int(request["as_of"]))
     rows = rows_of(snapshot, "train", request["fidelities"])
     frames = labelled(snapshot, rows)
+    uids = [row.structure_uid for row in rows]
     inside, outside = split_validation(
-        frames,
-        [row.structure_uid for row in rows],
-        fraction=request["validation"],
-        seed=request["split_seed"],
+        uids, fraction=request["validation"], seed=request["split_seed"]
     )
-    dtype = getattr(torch, request["dtype"])
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    if request["init"] is None:
-        config = _config(request, frames)
-        model = Tace(config, seed=request["seed"], dtype=dtype)
-        numbers = {f: {int(z): e for z, e in own.items()} for f, own in request["e0_eV"].items()}
-        facts = statistics(frames, config, numbers)
-        model.set_reference(facts.e0_eV, facts.scale_eV_per_A, facts.shift_eV_per_atom)
-        model.to(device)
-    else:
-        model = load_model(Path(request["init"]), device=device)
-        model.requires_grad_(True).train()
+    model = _model(request, frames)
     samples = make_samples(frames, model.config)
-    settings = TrainSettings(**request["settings"], seed=request["seed"] % 2**32)
     checkpoint = out.with_suffix(".checkpoint")
     result = fit(
         model,
         [samples[n] for n in inside],
         [samples[n] for n in outside],
-        settings=settings,
+        settings=TrainSettings(**request["settings"], seed=request["seed"] % 2**32),
         checkpoint=checkpoint,
     )
     document = {
         "member": request["member"],
         "steps": result.steps,
         "best_step": result.best_step,
-        "valid_force_rmse_eV_per_A": _finite(result.best_force_rmse_eV_per_A),
+        "valid_force_rmse_eV_per_A": _finite(result.last_force_rmse_eV_per_A),
         "train_frames": len(inside),
         "valid_frames": len(outside),
         "warm_start": request["init"] is not None,
@@ -122,6 +107,26 @@ def train(request: dict[str, Any]) -> dict[str, Any]:
     write_json_atomic(facts_file, document)
     checkpoint.unlink(missing_ok=True)
     return document
+
+
+def _model(request: dict[str, Any], frames: list[Any]) -> Any:
+    """A new model with the statistics of the frames, or the one to continue from."""
+    import torch
+
+    from tace.data import statistics
+    from tace.io import load_model
+    from tace.model import Tace
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if request["init"] is not None:
+        model = load_model(Path(request["init"]), device=device)
+        return model.requires_grad_(True).train()
+    config = _config(request, frames)
+    model = Tace(config, seed=request["seed"], dtype=getattr(torch, request["dtype"]))
+    numbers = {f: {int(z): e for z, e in own.items()} for f, own in request["e0_eV"].items()}
+    facts = statistics(frames, config, numbers)
+    model.set_reference(facts.e0_eV, facts.scale_eV_per_A, facts.shift_eV_per_atom)
+    return model.to(device)
 
 
 def _finite(value: float) -> float | None:

@@ -39,7 +39,7 @@ class TrainSettings:
     energy_weight: float = 1.0
     forces_weight: float = 10.0
     stress_weight: float = 1.0
-    fidelity_balance: float = 0.5  # 0: every label counts the same; 1: every fidelity does
+    fidelity_balance: float = 0.5  # 0: drawn as they come; 1: every fidelity equally often
     ema_decay: float = 0.99
     clip_norm: float = 10.0
     amsgrad: bool = True
@@ -57,11 +57,12 @@ class TrainSettings:
 
 @dataclass
 class FitResult:
-    """What training did; the model holds the averaged weights of the best validation."""
+    """What training did."""
 
     steps: int = 0
     stopped_early: bool = False
     best_step: int = 0
+    last_force_rmse_eV_per_A: float = math.nan  # of the averaged weights, on the validation set
     best_force_rmse_eV_per_A: float = math.nan
     history: list[dict[str, float]] = field(default_factory=list)
 
@@ -91,12 +92,36 @@ def loss(result: Evaluation, targets: Targets, settings: TrainSettings) -> Tenso
     return total
 
 
-def fidelity_weights(samples: Sequence[Sample], n_fidelities: int, balance: float) -> list[float]:
-    """Weight of each fidelity, (mean count / count)^balance, scaled to a mean of one over samples."""
-    counts = np.bincount([s.graph.fidelity for s in samples], minlength=n_fidelities)
-    used = counts > 0
-    raw = np.where(used, (counts[used].mean() / np.maximum(counts, 1)) ** balance, 0.0)
-    return list(raw * counts.sum() / (raw * counts).sum())
+GOLDEN = 0.6180339887498949  # its multiples fill the unit interval most evenly
+
+
+def draw_order(
+    fidelities: np.ndarray, draws: int, *, balance: float, seed: int
+) -> np.ndarray:
+    """Which sample every draw of a training takes.
+
+    Fidelity f gets a share of the draws ∝ count^(1 − balance), spread evenly over time; its own samples
+    are gone through in one random order after another.
+
+    Args:
+        fidelities: [N], the fidelity of each sample.
+
+    Returns:
+        [draws] indices into the samples.
+    """
+    present, counts = np.unique(fidelities, return_counts=True)
+    shares = counts.astype(float) ** (1.0 - balance)
+    edges = np.cumsum(shares / shares.sum())
+    which = np.searchsorted(edges[:-1], (0.5 + GOLDEN * np.arange(draws)) % 1.0, side="right")
+    order = np.empty(draws, dtype=np.int64)
+    for f, level in enumerate(present):
+        own = np.flatnonzero(fidelities == level)
+        places = np.flatnonzero(which == f)
+        rounds = -(-len(places) // len(own))
+        rng = np.random.default_rng([seed, int(level)])
+        stream = [rng.permutation(own) for _ in range(rounds)]
+        order[places] = np.concatenate([*stream, own[:0]])[: len(places)]
+    return order
 
 
 class Trainer:
@@ -108,7 +133,12 @@ class Trainer:
         if not train:
             raise TrainingError("the training set is empty")
         self.model, self.train, self.valid, self.settings = model, train, valid, settings
-        self.weights = fidelity_weights(train, len(model.config.fidelities), settings.fidelity_balance)
+        self.order = draw_order(
+            np.array([s.graph.fidelity for s in train]),
+            settings.steps * settings.batch_size,
+            balance=settings.fidelity_balance,
+            seed=settings.seed,
+        )
         self.stress = any(np.isfinite(s.stress).all() for s in train)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         gain_of = gains(model)
@@ -129,15 +159,11 @@ class Trainer:
         self.rate_factor = 1.0  # of the plateau schedule
         self.since_best = 0
         self.result = FitResult(best_force_rmse_eV_per_A=math.inf)
-        self._batches: dict[tuple[int, ...], tuple[Batch, Targets]] = {}
 
     def batch_indices(self, step: int) -> list[int]:
-        """Samples of a step: epoch e is the permutation drawn from (seed, e)."""
-        size = min(self.settings.batch_size, len(self.train))
-        per_epoch = max(1, len(self.train) // size)
-        epoch, place = divmod(step, per_epoch)
-        order = np.random.default_rng([self.settings.seed, epoch]).permutation(len(self.train))
-        return [int(n) for n in order[place * size : (place + 1) * size]]
+        """Samples of a step; none twice, so that a small set gives small batches."""
+        size = self.settings.batch_size
+        return list(dict.fromkeys(self.order[step * size : (step + 1) * size].tolist()))
 
     def learning_rate(self, step: int) -> float:
         """Rate of the unit-gain group."""
@@ -190,8 +216,7 @@ class Trainer:
 
     def _collated(self, indices: list[int]) -> tuple[Batch, Targets]:
         chosen = [self.train[n] for n in indices]
-        weights = [self.weights[s.graph.fidelity] for s in chosen]
-        batch, targets = collate_samples(chosen, len(self.model.config.elements), weights)
+        batch, targets = collate_samples(chosen, len(self.model.config.elements))
         return _to(batch, targets, self.model.device)
 
     def validate(self) -> float:
@@ -208,6 +233,7 @@ class Trainer:
 
     def keep_best(self, value: float) -> None:
         """Book-keeping after a validation."""
+        self.result.last_force_rmse_eV_per_A = value
         if value < self.result.best_force_rmse_eV_per_A:
             self.result.best_force_rmse_eV_per_A, self.result.best_step = value, self.step
             torch._foreach_copy_(self.best, self.average)
@@ -218,13 +244,14 @@ class Trainer:
                 self.rate_factor *= 0.8
 
     def finish(self) -> FitResult:
-        """Put the best averaged weights into the model."""
-        chosen = self.best if self.valid else self.average
+        """Put averaged weights into the model: the last of a schedule that anneals, else the best."""
+        annealed = self.settings.schedule in ("cosine", "linear") and not self.result.stopped_early
+        chosen = self.best if self.valid and not annealed else self.average
         for parameter, value in zip(self.parameters, chosen, strict=True):
             parameter.data.copy_(value)
         self.result.steps = self.step
         if not self.valid:
-            self.result.best_force_rmse_eV_per_A, self.result.best_step = math.nan, self.step
+            self.result.best_force_rmse_eV_per_A = math.nan
         return self.result
 
     def state(self) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from ase import Atoms
 from torch import Tensor
 
 from tace.model import Tace
+from tace.paths import Levels
 
 
 def disjoint_pairs(slots: Sequence[int], k: int) -> Iterator[tuple[tuple[int, int], ...]]:
@@ -159,39 +160,50 @@ def _mlp(network: torch.nn.Module, x: Tensor) -> Tensor:
     return x @ weights[-1]
 
 
+def triads(l_in: int, l_max: int) -> list[tuple[int, int, int]]:
+    """(l1, l2, l3) of the interaction in the order of its weights: by l3, then l1, then l2."""
+    return [
+        (l1, l2, l3)
+        for l3 in range(l_max + 1)
+        for l1 in range(l_in + 1)
+        for l2 in range(l_max + 1)
+        if abs(l1 - l2) <= l3 <= l1 + l2 and (l1 + l2 + l3) % 2 == 0
+    ]
+
+
 def _atomic_basis(
-    layer: torch.nn.Module, h: Sequence[Tensor], edges: tuple, radial: Tensor, norm: str
+    model: Tace, part: torch.nn.Module, h: Sequence[Tensor], edges: tuple, radial: Tensor
 ) -> list[Tensor]:
-    part = layer.interaction
     receiver, sender, attributes = edges
-    atoms, c = h[0].shape[:2]
-    weights = _mlp(part.radial, radial).reshape(len(receiver), len(part.paths), c)
+    config, (atoms, c) = model.config, h[0].shape[:2]
+    paths = triads(len(h) - 1, config.l_max)
+    weights = _mlp(part.radial, radial).reshape(len(receiver), len(paths), c)
     sent = [_channels(x, up.weight) for x, up in zip(h, part.up, strict=True)]
     collected: list[list[Tensor]] = [[] for _ in attributes]
-    for n, path in enumerate(part.paths):
-        message = contract(sent[path.l1][sender], attributes[path.l2], tuple(path), norm)
-        message = message * weights[:, n].reshape(-1, c, *[1] * path.l3)
-        total = torch.zeros(atoms, c, *[3] * path.l3, dtype=message.dtype)
-        collected[path.l3].append(total.index_add(0, receiver, message))
+    for n, (l1, l2, l3) in enumerate(paths):
+        message = contract(sent[l1][sender], attributes[l2], (l1, l2, l3), config.coupling_norm)
+        message = message * weights[:, n].reshape(-1, c, *[1] * l3)
+        total = torch.zeros(atoms, c, *[3] * l3, dtype=message.dtype)
+        collected[l3].append(total.index_add(0, receiver, message))
     return [
-        _channels(torch.cat(parts, 1), down.weight) * part.inverse_neighbors
+        _channels(torch.cat(parts, 1), down.weight) / config.avg_neighbors
         for parts, down in zip(collected, part.down, strict=True)
     ]
 
 
-def _products(layer: torch.nn.Module, a: Sequence[Tensor], norm: str) -> list[Tensor]:
+def _products(levels: Levels, a: Sequence[Tensor], ranks: range, norm: str) -> list[Tensor]:
     """Every order of the product basis by output rank, [A, n_l·C, 3, ..., 3]."""
-    values, collected = list(a), [[a[l]] for l in layer.outputs]
-    for level in layer.product.levels[1:]:
+    values, collected = list(a), [[a[l]] for l in ranks]
+    for level in levels[1:]:
         values = [contract(values[p.parent], a[p.l2], (p.l1, p.l2, p.l3), norm) for p in level]
-        for place, l in enumerate(layer.outputs):
-            collected[place] += [v for v, p in zip(values, level, strict=True) if p.l3 == l]
+        for l in ranks:
+            collected[l] += [v for v, p in zip(values, level, strict=True) if p.l3 == l]
     return [torch.cat(parts, 1) for parts in collected]
 
 
 def energy(model: Tace, atoms: Atoms, positions: Tensor, cell: Tensor, fidelity: int) -> Tensor:
     """Energy of one structure, eV."""
-    config, norm = model.config, model.config.coupling_norm
+    config = model.config
     species = torch.tensor([config.elements.index(z) for z in atoms.numbers])
     i, j, s = (torch.from_numpy(e) for e in directed_edges(atoms, config.cutoff_A))
     vectors = positions[i] - positions[j] - s.to(cell.dtype) @ cell
@@ -204,16 +216,19 @@ def energy(model: Tace, atoms: Atoms, positions: Tensor, cell: Tensor, fidelity:
         u = model.fidelity_table[fidelity] @ model.fidelity_mix.weight
         h0 = h0 + u * torch.sigmoid(u)
     h, readout = [h0], torch.zeros(len(atoms), dtype=positions.dtype)
-    for layer, linear in zip(model.layers, model.readouts, strict=True):
-        a = _atomic_basis(layer, h, edges, radial, norm)
+    last = config.n_layers - 1
+    for t, (layer, linear) in enumerate(zip(model.layers, model.readouts, strict=True)):
+        ranks = range(config.L_max + 1) if t < last else range(1)
+        a = _atomic_basis(model, layer.interaction, h, edges, radial)
+        products = _products(layer.product.levels, a, ranks, config.coupling_norm)
         h = [
             _channels(_by_element(x, mix.weight, species), out.weight)
-            for x, mix, out in zip(_products(layer, a, norm), layer.mix, layer.out, strict=True)
+            for x, mix, out in zip(products, layer.mix, layer.out, strict=True)
         ]
-        if len(layer.self_connection):
+        if t > 0 or last == 0:  # no self-connection in the first of several layers
             h = [
                 x + _by_element(a[l], connect.weight, species)
-                for x, l, connect in zip(h, layer.outputs, layer.self_connection, strict=True)
+                for l, x, connect in zip(ranks, h, layer.self_connection, strict=True)
             ]
         readout = readout + (h[0] @ linear.weight)[:, 0]
     hidden = h[0] @ model.hidden.weight

@@ -113,8 +113,10 @@ def test_model_with_one_fidelity_and_one_element_is_its_twin(structure):
 # ---- the invariants of tace.testing ----
 
 
-@pytest.mark.parametrize("changes", [{}, {"n_layers": 1}, {"l_max": 3, "L_max": 2, "n_layers": 3}])
-@pytest.mark.parametrize("fidelity", [0, 1])
+@pytest.mark.parametrize(
+    ("changes", "fidelity"),
+    [({}, 0), ({"n_layers": 1}, 1), ({"l_max": 3, "L_max": 2, "n_layers": 3}, 1)],
+)
 def test_model_obeys_every_law_in_float64(changes, fidelity, structure):
     potential = testing.from_model(build(**changes), fidelity=fidelity)
     testing.check_potential(potential, [structure(n) for n in NAMES], cutoff_A=CUTOFF)
@@ -133,6 +135,14 @@ def test_float32_is_float64_to_rounding(structure):
     assert_allclose(single.energies, double.energies, rtol=0, atol=2e-5)
     assert_allclose(single.forces, double.forces, rtol=0, atol=2e-5 * double.forces.abs().max())
     assert single.energies.dtype == single.forces.dtype == torch.float64
+
+
+def test_float32_does_not_lose_precision_far_from_the_origin(structure):
+    model, here = build(torch.float32), structure("ethanol")
+    there = structure("ethanol")
+    there.positions += 1e5  # a float32 position would be rounded to 8e-3 Å here
+    near, far = evaluated(model, here), evaluated(model, there)
+    assert_allclose(far.forces, near.forces, atol=1e-5)  # float32 rounding of forces of order one
 
 
 class Broken:

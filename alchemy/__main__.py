@@ -1,0 +1,7 @@
+"""`python -m alchemy` is the command line."""
+
+import sys
+
+from alchemy.cli import main
+
+sys.exit(main())

@@ -1,0 +1,170 @@
+"""What `alchemy check` finds beyond the file itself, and what `alchemy run` says at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from alchemy.cli_paths import count
+from alchemy.config import Campaign, campaign_warnings
+from alchemy.errors import AlchemyError
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+    from alchemy.campaign import Outcome
+
+
+@dataclass
+class Findings:
+    """Problems prevent a run, warnings do not."""
+
+    problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    structures: list[dict[str, Any]] = field(default_factory=list)
+    fidelities: dict[str, dict[str, str]] = field(default_factory=dict)
+    exit_code: int = 0
+
+    def blame(self, error: AlchemyError, where: str = "") -> None:
+        """Add a problem; bad input outranks a missing program."""
+        self.problems.append(f"{where}{error}")
+        self.exit_code = error.exit_code if self.exit_code in (0, 3) else self.exit_code
+
+    def document(self) -> dict[str, Any]:
+        return {"ok": not self.problems, **vars(self)}
+
+
+def examine(campaign: Campaign) -> Findings:
+    """Read every structure file, make every labeler, find every plug-in."""
+    findings = Findings(warnings=campaign_warnings(campaign))
+    frames = _read_structures(campaign, findings)
+    _make_labelers(campaign, findings, frames)
+    _find_plugins(campaign, findings)
+    present = {symbol for atoms in frames for symbol in atoms.get_chemical_symbols()}
+    absent = [symbol for symbol in campaign.elements if symbol not in present]
+    if absent and frames and not findings.problems:
+        findings.warnings.append(
+            f"elements: no start or test structure holds {', '.join(absent)}; the potential will "
+            "know nothing of it"
+        )
+    return findings
+
+
+def _files(campaign: Campaign) -> Iterator[tuple[Path, str]]:
+    for sample in (*campaign.start, *campaign.test):
+        if sample.files is not None:
+            yield from ((path, sample.files.index) for path in sample.files.paths)
+        else:
+            source = sample.rattle or sample.md
+            assert source is not None
+            yield source.structures, ":"
+    for item in campaign.explore:
+        if item.md is not None and isinstance(item.md.structures, Path):
+            yield item.md.structures, ":"
+
+
+def _read_structures(campaign: Campaign, findings: Findings) -> list[Atoms]:
+    from alchemy.generate import read_structures
+
+    frames: list[Atoms] = []
+    for path, index in dict.fromkeys(_files(campaign)):
+        try:
+            found = read_structures(campaign.resolve(path), index, campaign.elements)
+        except AlchemyError as error:
+            findings.blame(error)
+            continue
+        frames += found
+        findings.structures.append(
+            {
+                "path": str(path),
+                "frames": len(found),
+                "atoms": [min(map(len, found)), max(map(len, found))],
+                "elements": sorted({s for a in found for s in a.get_chemical_symbols()}),
+                "periodic": any(bool(a.pbc.any()) for a in found),
+            }
+        )
+    return frames
+
+
+def _make_labelers(campaign: Campaign, findings: Findings, frames: Sequence[Atoms]) -> None:
+    from alchemy.labelers.base import fingerprint, make_labeler
+
+    periodic = any(bool(atoms.pbc.any()) for atoms in frames)
+    for name, fidelity in campaign.fidelities.items():
+        try:
+            labeler = make_labeler(fidelity.labeler, fidelity.options, base_dir=campaign.base_dir)
+            findings.fidelities[name] = {
+                "labeler": fidelity.labeler,
+                "code": labeler.code(),
+                "fingerprint": fingerprint(labeler),
+            }
+        except AlchemyError as error:
+            findings.blame(error, f"fidelities.{name}: ")
+            continue
+        if periodic and not labeler.periodic:
+            findings.warnings.append(
+                f"fidelities.{name}: '{fidelity.labeler}' treats molecules only, and there are "
+                "periodic structures: their labels will fail"
+            )
+
+
+def _find_plugins(campaign: Campaign, findings: Findings) -> None:
+    from alchemy.plugins import find
+
+    wanted = [("selectors", campaign.select.method)]
+    wanted += [("explorers", item.kind) for item in campaign.explore]
+    for kind, name in dict.fromkeys(wanted):
+        try:
+            find(kind, name)
+        except AlchemyError as error:
+            findings.blame(error)
+
+
+def print_findings(findings: Findings, file: Path, *, err: bool) -> None:
+    """For people; `err` keeps stdout for a file."""
+    for entry in findings.structures:
+        least, most = entry["atoms"]
+        size = f"{least} atoms" if least == most else f"{least} to {most} atoms"
+        kind = "periodic" if entry["periodic"] else "not periodic"
+        what = f"{count(entry['frames'], 'structure')} of {size}"
+        click.echo(
+            f"{entry['path']}: {what} ({' '.join(entry['elements'])}), {kind}",
+            err=err,
+        )
+    for name, entry in findings.fidelities.items():
+        click.echo(f"{name}: {entry['labeler']}, {entry['code']}", err=err)
+    for text in findings.warnings:
+        click.echo(f"warning: {text}", err=True)
+    for text in findings.problems:
+        click.echo(f"error: {text}", err=True)
+    if findings.problems:
+        click.echo(f"{file}: {count(len(findings.problems), 'problem')}", err=True)
+    else:
+        click.echo(f"{file} is fine; next: alchemy run {file}", err=err)
+
+
+def outcome_lines(outcome: Outcome, target: str) -> Iterator[str]:
+    """Errors of the last committee, and where everything is."""
+    home = outcome.home
+    for name, errors in outcome.facts.get("test", {}).items():
+        mark = " (target)" if name == target else ""
+        yield (
+            f"test set, {name}{mark}, {count(errors['frames'], 'frame')}: "
+            f"forces {_milli(errors['force_rmse_eV_per_A'])} meV/Å RMSE, "
+            f"energies {_milli(errors['energy_rmse_eV_per_atom'])} meV/atom RMSE"
+        )
+    if outcome.stop is None:
+        yield "paused; the same command without --until continues"
+    final = home.path / "final"
+    places = {"committee": final} if final.is_dir() else {}
+    places |= {"report": home.report, "store": home.store}
+    for what, path in places.items():
+        yield f"{what + ':':<10} {path}"
+
+
+def _milli(value: float | None) -> str:
+    return "unknown" if value is None else f"{1e3 * value:.3g}"

@@ -1,0 +1,169 @@
+"""Commands that read what a campaign made: data query, export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from alchemy.cli_paths import (
+    AS_JSON,
+    SETTINGS,
+    count,
+    find_home,
+    find_store,
+    say_json,
+    say_table,
+)
+
+SHOWN = 20  # rows for people; JSON has all of them
+ROWS = ("auto", "structures", "labels", "predictions", "events", "failures")
+WHERE = click.Path(path_type=Path)
+
+
+@click.group(context_settings=SETTINGS)
+def data() -> None:
+    """Questions to the store of a campaign.
+
+    \b
+    Example:
+      alchemy data query campaign.yaml "max_force > 20"
+    """
+
+
+@data.command(context_settings=SETTINGS)
+@click.argument("source", metavar="CAMPAIGN-OR-STORE", type=WHERE)
+@click.argument("expression", default="")
+@click.option("--rows", type=click.Choice(ROWS), default="auto", help="Kind of rows.")
+@click.option("--columns", metavar="A,B,…", help="Fields to show.")
+@click.option("--sort", metavar="FIELD", help="Sort by this field; -FIELD: descending.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most N rows.")
+@click.option("--count", "only_count", is_flag=True, help="Print the number of rows only.")
+@click.option("--fields", is_flag=True, help="List the fields with meaning and unit.")
+@AS_JSON
+def query(
+    source: Path,
+    expression: str,
+    rows: str,
+    columns: str | None,
+    sort: str | None,
+    limit: int | None,
+    only_count: bool,
+    fields: bool,
+    as_json: bool,
+) -> None:
+    """Rows of the store for which EXPRESSION is true; all without one.
+
+    Expressions compare fields: fidelity == 'pbe' and max_force > 2 and 'O' in elements.
+    An unknown value never matches; "x is None" asks for it.
+
+    \b
+    Example:
+      alchemy data query campaign.yaml "fidelity == 'pbe'" --sort -max_force --limit 5
+      alchemy data query campaign.yaml --fields
+      alchemy data query urea/store.h5 "reason == 'scf-not-converged'" --rows failures
+    """
+    from alchemy.store import Store
+
+    snapshot = Store(find_store(source)).snapshot()
+    if fields:
+        meanings = snapshot.fields(rows)
+        if as_json:
+            say_json(meanings)
+        else:
+            say_table(("field", "meaning"), list(meanings.items()))
+        return
+    names = [name.strip() for name in columns.split(",") if name.strip()] if columns else None
+    table = snapshot.select(expression, rows=rows, columns=names, sort=sort, limit=limit)
+    if only_count:
+        say_json({"rows": len(table)}) if as_json else click.echo(len(table))
+        return
+    found = list(table.rows())
+    if as_json:
+        say_json(found)
+        return
+    shown = found if limit else found[:SHOWN]
+    say_table(list(table.columns), [list(row.values()) for row in shown])
+    if len(shown) < len(found):
+        click.echo(f"… {len(found) - len(shown)} more of {len(found)}; --limit N shows N")
+    elif not found:
+        click.echo("no row matches")
+
+
+@click.command(context_settings=SETTINGS)
+@click.argument("campaign", metavar="CAMPAIGN", type=WHERE)
+@click.argument("expression", default="")
+@click.option("--out", type=WHERE, metavar="FILE.extxyz", help="Write labelled structures.")
+@click.option("--fidelity", metavar="NAME", help="Labels of this level of theory only.")
+@click.option("--ref-keys", is_flag=True, help="Call them REF_energy, REF_forces, REF_stress.")
+@click.option("--models", type=WHERE, metavar="FOLDER", help="Write the trained committee.")
+@click.option("--force", is_flag=True, help="Overwrite files that exist.")
+@AS_JSON
+def export(
+    campaign: Path,
+    expression: str,
+    out: Path | None,
+    fidelity: str | None,
+    ref_keys: bool,
+    models: Path | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Export CAMPAIGN's labels or its committee.
+
+    Labels become extended XYZ in eV, eV/Å and eV/Å³ (ASE's sign); EXPRESSION chooses them as in
+    'alchemy data query'. The committee comes with its calibration and a model card.
+
+    \b
+    Example:
+      alchemy export campaign.yaml --out pbe.extxyz --fidelity pbe
+      alchemy export campaign.yaml "split == 'test'" --out test.extxyz
+      alchemy export campaign.yaml --models urea-model
+    """
+    if out is None and models is None:
+        raise click.UsageError("give --out FILE.extxyz for data, --models FOLDER for the committee")
+    written: dict[str, object] = {}
+    if out is not None:
+        written |= {
+            "data": str(out),
+            "frames": _data(campaign, expression, out, fidelity, force=force, ref_keys=ref_keys),
+        }
+    if models is not None:
+        from alchemy.cli_models import export_models
+
+        card = export_models(find_home(campaign), models, force=force)
+        written |= {"models": str(models), "round": card["round"], "members": len(card["files"])}
+    if as_json:
+        say_json(written)
+        return
+    if out is not None:
+        click.echo(f"{count(int(str(written['frames'])), 'labelled structure')} in {out}")
+    if models is not None:
+        members = count(int(str(written["members"])), "member")
+        click.echo(f"committee of {members}, round {written['round']}, in {models}")
+
+
+def _data(
+    campaign: Path,
+    expression: str,
+    out: Path,
+    fidelity: str | None,
+    *,
+    force: bool,
+    ref_keys: bool,
+) -> int:
+    from alchemy.errors import InputError
+    from alchemy.store import Store, export_extxyz
+
+    snapshot = Store(find_store(campaign)).snapshot()
+    known = sorted({row.fidelity for row in snapshot.labels()})
+    if fidelity is not None and fidelity not in known:
+        raise InputError(f"no labels of '{fidelity}'; there are {', '.join(known) or 'none'}")
+    if not out.resolve().parent.is_dir():
+        raise InputError(f"{out}: there is no folder {out.parent}")
+    return export_extxyz(
+        snapshot, expression, out, fidelity=fidelity, overwrite=force, ref_keys=ref_keys
+    )
+
+
+COMMANDS = (data, export)

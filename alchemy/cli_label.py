@@ -1,0 +1,203 @@
+"""`alchemy label`: label a file of structures with one level of theory of a campaign."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from alchemy.cli_paths import AS_JSON, SETTINGS, count, find_campaign, say_json, say_table
+from alchemy.errors import AlchemyError, EnvironmentProblemError, InputError
+
+if TYPE_CHECKING:
+    from alchemy.config import Campaign
+    from alchemy.config_blocks import Run
+    from alchemy.records import LabelRecord
+
+NOTHING_LABELLED = 5
+WHERE = click.Path(path_type=Path)
+
+
+@click.command(context_settings=SETTINGS)
+@click.argument("structures", type=WHERE)
+@click.option("--campaign", "source", required=True, type=WHERE, help="Where the level is defined.")
+@click.option("--with", "fidelity", required=True, metavar="FIDELITY", help="Level of theory.")
+@click.option("--out", type=WHERE, default=Path("labels.extxyz"), show_default=True)
+@click.option(
+    "--store",
+    type=WHERE,
+    metavar="DIR",
+    help="Folder of the label records; default: the output's name with .labels.",
+)
+@AS_JSON
+def label(
+    structures: Path, source: Path, fidelity: str, out: Path, store: Path | None, as_json: bool
+) -> None:
+    """Label STRUCTURES with a level of theory of a campaign.
+
+    STRUCTURES is any file that ASE reads; the good labels are written as extended XYZ.
+    Every label leaves a record in --store and is taken from there when the command runs again:
+    after an interrupt, or with more structures. The campaign's run block says where it works.
+
+    \b
+    Example:
+      alchemy label frames.xyz --campaign campaign.yaml --with pbe --out pbe.extxyz
+
+    Exit code 0: all or some are labelled; 5: none is.
+    """
+    given = find_campaign(source)
+    campaign = given.campaign
+    if fidelity not in campaign.fidelities:
+        from alchemy.config_fields import hint
+
+        raise InputError(f"no fidelity '{fidelity}'; {hint(fidelity, campaign.fidelity_names)}")
+    if not out.resolve().parent.is_dir():
+        raise InputError(f"{out}: there is no folder {out.parent}")
+    if out.exists() and structures.exists() and out.samefile(structures):
+        raise InputError(f"--out {out} is the file of the structures; give another name")
+    root = (store or out.with_suffix(".labels")).resolve()
+    records = _label(campaign, fidelity, structures, root, quiet=as_json)
+    good = [record for record in records if record.status == "ok"]
+    if good:
+        _write(good, out)
+    rows = [_row(n, record) for n, record in enumerate(records)]
+    failed = Counter(record.reason for record in records if record.status != "ok")
+    if as_json:
+        path = str(out) if good else None
+        say_json({"out": path, "records": str(root), "failed": dict(failed), "labels": rows})
+    else:
+        say_table(
+            ("frame", "formula", "status", "energy eV", "max force eV/Å", "CPU s", "reason"),
+            [list(row.values())[:-1] for row in rows],
+        )
+        for row in rows:
+            if row["message"]:
+                click.echo(f"frame {row['frame']}: {row['message']}")
+        reasons = "".join(f", {n} failed: {reason}" for reason, n in failed.items())
+        place = f" in {out}" if good else ""
+        click.echo(f"{count(len(good), 'label')}{place}{reasons}; records in {root}")
+    click.get_current_context().exit(0 if good else NOTHING_LABELLED)
+
+
+def _label(
+    campaign: Campaign, fidelity: str, structures: Path, root: Path, *, quiet: bool
+) -> list[LabelRecord]:
+    """Records in the order of the frames; a structure that is there twice is labelled once."""
+    from alchemy.cli_structures import read_frames
+    from alchemy.identity import structure_uid
+    from alchemy.labelers.base import make_labeler
+    from alchemy.records import atoms_to_document
+
+    frames = read_frames(structures)
+    strange = {s for a in frames for s in a.get_chemical_symbols()} - set(campaign.elements)
+    if strange:
+        raise InputError(
+            f"{structures}: {', '.join(sorted(strange))} is not among the campaign's elements "
+            f"({', '.join(campaign.elements)})"
+        )
+    chosen = campaign.fidelities[fidelity]
+    make_labeler(
+        chosen.labeler, chosen.options, base_dir=campaign.base_dir
+    )  # fails here, not there
+    unique = {structure_uid(atoms): atoms for atoms in frames}
+    e0 = campaign.e0[fidelity] if isinstance(campaign.e0, dict) else None
+    requests = [
+        {
+            "structure": atoms_to_document(atoms),
+            "fidelity": fidelity,
+            "labeler": chosen.labeler,
+            "options": chosen.options,
+            "base_dir": str(campaign.base_dir),
+            "root": str(root),
+            "gate": {},
+            "e0_eV": e0 if len(atoms) > 1 else None,
+        }
+        for atoms in unique.values()
+    ]
+    root.mkdir(parents=True, exist_ok=True)
+    records = _run(requests, campaign.run, root, quiet=quiet)
+    place = {uid: n for n, uid in enumerate(unique)}
+    return [records[place[structure_uid(atoms)]] for atoms in frames]
+
+
+def _run(
+    requests: list[dict[str, Any]], where: Run, root: Path, *, quiet: bool
+) -> list[LabelRecord]:
+    """The tasks, where the run block says; Ctrl-C ends them cleanly."""
+    from alchemy import tasks
+    from alchemy.executors import Interrupt, make_executor, signals_caught, signals_ignored
+    from alchemy.progress import Progress
+
+    found: dict[int, LabelRecord] = {}
+    interrupt = Interrupt()
+    with signals_caught(interrupt):
+        with signals_ignored():
+            executor = make_executor(
+                where.where if len(requests) > 1 else "inline",
+                workers=where.workers,
+                threads_per_worker=where.threads_per_worker,
+                gpus=0,
+                interrupt=interrupt,
+            )
+        with Progress(sys.stderr).stage("label", 0 if quiet else len(requests)) as bar:
+
+            def done(index: int, result: dict[str, Any] | BaseException) -> None:
+                if isinstance(result, AlchemyError):
+                    raise result
+                if isinstance(result, BaseException):
+                    raise EnvironmentProblemError(f"a label failed outside its code: {result!r}")
+                found[index] = tasks.read_label(root, result["key"])
+                bar.note(found[index].reason or "ok")
+                bar.advance()
+
+            try:
+                executor.run(tasks.label, requests, resource="LABEL", on_done=done)
+            finally:
+                executor.close()
+    return [found[n] for n in range(len(requests))]
+
+
+def _row(number: int, record: LabelRecord) -> dict[str, Any]:
+    forces = record.forces_eV_per_A
+    return {
+        "frame": number,
+        "formula": record.atoms.get_chemical_formula(),
+        "status": record.status,
+        "energy_eV": record.energy_eV,
+        "max_force_eV_per_A": None if forces is None else float((forces**2).sum(1).max() ** 0.5),
+        "cpu_s": round(record.cpu_s, 2),
+        "reason": record.reason or None,
+        "message": record.message or None,
+    }
+
+
+def _write(records: list[LabelRecord], out: Path) -> None:
+    """Energy, forces and stress as ASE's results; the file appears at once and complete."""
+    from ase.calculators.singlepoint import SinglePointCalculator
+    from ase.io import write
+
+    frames = []
+    for record in records:
+        atoms = record.atoms.copy()
+        results = {
+            "energy": record.energy_eV,
+            "forces": record.forces_eV_per_A,
+            "stress": record.stress_eV_per_A3,
+        }
+        present = {name: value for name, value in results.items() if value is not None}
+        atoms.calc = SinglePointCalculator(atoms, **present)
+        atoms.info.update(fidelity=record.fidelity, label_key=record.key)
+        frames.append(atoms)
+    draft = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        write(draft, frames, format="extxyz")
+        os.replace(draft, out)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+COMMANDS = (label,)

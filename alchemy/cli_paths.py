@@ -1,0 +1,164 @@
+"""What a path on the command line means, and how commands look: shared by all `cli_*` modules.
+
+A campaign may be given by its file, by the folder of the file, or by the directory that
+`alchemy run` made.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from alchemy.errors import InputError
+
+if TYPE_CHECKING:
+    from alchemy.config import Campaign
+
+FILE, FACTS = "campaign.yaml", "campaign.json"
+SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+CAMPAIGN = click.argument("campaign", type=click.Path(path_type=Path))
+AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@dataclass(frozen=True)
+class Given:
+    """A campaign that the user pointed at."""
+
+    campaign: Campaign
+    file: Path
+    home: Path  # where `alchemy run` keeps it; need not exist yet
+    used: tuple[str, ...] = ()  # fidelities that an existing directory was run with
+
+
+def is_home(path: Path) -> bool:
+    """Whether `alchemy run` made this directory."""
+    return (path / FACTS).is_file() or (path / "rounds").is_dir()
+
+
+def find_campaign(path: Path, *, only: Sequence[str] = ()) -> Given:
+    """Read the campaign at `path`: a file, its folder, or a campaign's directory.
+
+    From a campaign's directory its own copy of the file is read; relative paths in it then start
+    where those of the original did.
+    """
+    from alchemy.config import load_campaign, load_campaign_text
+
+    if is_home(path):
+        file = path / FILE
+        facts = _facts(path)
+        if not file.is_file() or "base_dir" not in facts:
+            raise InputError(f"{path} lacks {FILE} or {FACTS}; give the campaign file instead")
+        text = file.read_text(encoding="utf-8")
+        base = Path(facts["base_dir"])
+        if not base.is_dir():  # the folder was moved, most likely as a whole
+            base = path.resolve().parent
+        campaign = load_campaign_text(text, str(file), base)
+        return Given(campaign, file, path, tuple(facts.get("used_fidelities", ())))
+    file = _file_at(path)
+    campaign = load_campaign(file)
+    suffix = f"-only-{'-'.join(only)}" if only else ""
+    return Given(campaign, file, file.parent / f"{campaign.name}{suffix}")
+
+
+def find_home(path: Path) -> Path:
+    """The directory of a campaign that has begun."""
+    if is_home(path):
+        return path
+    if path.is_dir() and not (path / FILE).is_file():
+        made = sorted(p.name for p in path.iterdir() if p.is_dir() and is_home(p))
+        hint = f"; campaigns in it: {', '.join(made)}" if made else ""
+        raise InputError(f"{path} is not the directory of a campaign{hint}")
+    home = find_campaign(path).home
+    if not is_home(home):
+        raise InputError(f"{home} does not exist: start the campaign with 'alchemy run {path}'")
+    return home
+
+
+def find_store(path: Path) -> Path:
+    """The store of a campaign, or the one at `path` (store.h5 or store.h5.d)."""
+    if path.suffix == ".d" and path.with_suffix("").suffix == ".h5" and path.is_dir():
+        return path.with_suffix("")
+    if path.suffix == ".h5":
+        if not path.is_file() and not path.with_name(path.name + ".d").is_dir():
+            raise InputError(f"{path}: there is no store (neither that file nor {path.name}.d)")
+        return path
+    if path.is_dir() and ((path / "store.h5.d").is_dir() or (path / "store.h5").is_file()):
+        return path / "store.h5"
+    store = find_home(path) / "store.h5"
+    if not store.is_file() and not store.with_name("store.h5.d").is_dir():
+        raise InputError(f"{store.parent} has no store yet: nothing was committed")
+    return store
+
+
+def _file_at(path: Path) -> Path:
+    if not path.is_dir():
+        return path
+    if (path / FILE).is_file():
+        return path / FILE
+    found = sorted([*path.glob("*.yaml"), *path.glob("*.yml")])
+    if len(found) == 1:
+        return found[0]
+    names = f"; give one of {', '.join(p.name for p in found)}" if found else ""
+    raise InputError(f"{path}: no {FILE} in this folder{names}")
+
+
+def _facts(home: Path) -> dict[str, Any]:
+    from alchemy.records import read_json
+
+    facts = read_json(home / FACTS) if (home / FACTS).is_file() else {}
+    return facts if isinstance(facts, dict) else {}
+
+
+def can_be_made(path: Path) -> Path:
+    """The path, when the first of its parents that exists is a folder; a message otherwise."""
+    there = next(p for p in (path, *path.resolve().parents) if p.exists())
+    if there.is_dir() or there == path:
+        return path
+    raise InputError(f"{path}: {there} is a file, not a folder")
+
+
+def say_json(document: Any) -> None:
+    """Print a document; NaN and infinity are not JSON and never get here."""
+    click.echo(json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False))
+
+
+def say_table(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Aligned columns, numbers to the right; '–' is unknown."""
+    cells = [[_cell(value) for value in row] for row in rows]
+    numeric = [
+        any(_is_number(row[n]) for row in rows)
+        and all(row[n] is None or _is_number(row[n]) for row in rows)
+        for n in range(len(heads))
+    ]
+    widths = [max(map(len, column)) for column in zip(heads, *cells, strict=True)]
+    for row in [list(heads), *cells]:
+        parts = [
+            text.rjust(width) if right else text.ljust(width)
+            for text, width, right in zip(row, widths, numeric, strict=True)
+        ]
+        click.echo("  ".join(parts).rstrip())
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, list | tuple):
+        return " ".join(map(str, value))
+    return str(value).replace("\n", " ")
+
+
+def count(number: int, noun: str) -> str:
+    """'1 label', '2 labels'."""
+    return f"{number} {noun}" + ("" if number == 1 else "s")
