@@ -11,12 +11,13 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
 
 from .committee import Committee
+from .errors import ModelFileError
 
 
 class TaceCalculator(Calculator):
     """Energy (eV), forces (eV/Å), stress (eV/Å³, ASE sign) of one model or of a committee.
 
-    `results` also holds `force_spread` [A] (eV/Å) and `energy_spread` (eV); both are NaN for one model.
+    `results` also holds `force_spread` [A] (eV/Å) and `energy_spread` (eV); NaN for one model.
     """
 
     implemented_properties: ClassVar[list[str]] = [
@@ -52,7 +53,10 @@ class TaceCalculator(Calculator):
         periodic = bool(self.atoms.pbc.all())
         wanted = periodic and "stress" in properties
         out = self.committee(
-            [self.atoms], fidelity=self.fidelity, member_forces=len(self.committee.members) > 1, stress=wanted
+            [self.atoms],
+            fidelity=self.fidelity,
+            member_forces=len(self.committee.members) > 1,
+            stress=wanted,
         )
         energy = float(out.mean_energies[0])
         self.results = {
@@ -73,8 +77,6 @@ def _load(models: str | Path | Sequence[str | Path], device: str) -> Committee:
         path = Path(models)
         files = sorted(path.glob("member-*.pt")) if path.is_dir() else [path]
         if not files:
-            from .errors import ModelFileError
-
             raise ModelFileError(f"{path}: no member-*.pt in this directory")
         return Committee.load(files, device=device)
     return Committee.load([Path(p) for p in models], device=device)

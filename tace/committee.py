@@ -1,7 +1,7 @@
 """Several members on one graph: per-member energies and forces, their mean and spread.
 
-Neighbour lists and edge attributes are computed once. Without member forces, the gradients of all members
-are added at the geometry and pulled through it once.
+Neighbour lists and edge attributes are computed once. Without member forces, the gradients of all
+members are added at the geometry and pulled through it once.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ class Committee:
                 mine, other = getattr(members[0].config, name), getattr(member.config, name)
                 if mine != other:
                     raise TaceError(f"members differ in {name}: {mine} and {other}")
+            if member.dtype != members[0].dtype:
+                raise TaceError(f"members differ in dtype: {members[0].dtype} and {member.dtype}")
         self.members = tuple(members)
         for member in self.members:
             member.eval().requires_grad_(False)
@@ -68,7 +70,7 @@ class Committee:
         stress: bool = False,
         features: bool = False,
     ) -> CommitteePrediction:
-        """Evaluate structures in batches; `fidelity` None is the last one, the dearest by convention.
+        """Evaluate structures in batches; `fidelity` None is the last, the dearest by convention.
 
         Raises:
             UnknownElementError, UnknownFidelityError, DataError: see `make_graph`.
@@ -86,7 +88,21 @@ class Committee:
             )
             for chunk in _chunks(graphs)
         ]
-        return _join(parts, len(self.members), stress=stress, features=features)
+        if not parts:
+            return self._nothing(member_forces=member_forces, stress=stress, features=features)
+        return _join(parts, stress=stress, features=features)
+
+    def _nothing(self, *, member_forces: bool, stress: bool, features: bool) -> CommitteePrediction:
+        """The prediction for no structures."""
+        k, config = len(self.members), self.members[0].config
+        return CommitteePrediction(
+            n_atoms=np.zeros(0, dtype=np.int64),
+            energies=np.zeros((k, 0)),
+            mean_forces=np.zeros((0, 3)),
+            forces=np.zeros((k, 0, 3)) if member_forces else None,
+            stresses=np.zeros((k if member_forces else 1, 0, 6)) if stress else None,
+            features=np.zeros((0, config.n_layers * config.channels)) if features else None,
+        )
 
     def evaluate_batch(
         self, batch: Batch, *, member_forces: bool, stress: bool = False, features: bool = False
@@ -132,7 +148,7 @@ class Committee:
 
 
 class Session:
-    """Fixed species and cells; pairs within cutoff + skin are found anew when an atom moved skin/2."""
+    """Fixed species and cells; pairs within cutoff + skin are found anew after a move of skin/2."""
 
     def __init__(
         self, committee: Committee, frames: Sequence[Atoms], level: int, skin_A: float
@@ -140,7 +156,9 @@ class Session:
         self.committee, self.skin_A = committee, skin_A
         self._frames = [a.copy() for a in frames]
         self._level = level
-        self._ends = np.cumsum([len(a) for a in frames])[:-1]
+        sizes = [len(a) for a in frames]
+        self._ends = np.cumsum(sizes)[:-1]
+        self._owner = np.repeat(np.arange(len(frames)), sizes)
         self._reference: np.ndarray | None = None
         self._batch: Batch | None = None
         self.rebuilds = 0
@@ -162,9 +180,13 @@ class Session:
     ) -> CommitteePrediction:
         """Evaluate at positions [A,3] of all structures, one after another.
 
-        Positions that are not finite give NaN forces for the structure they are in.
+        Positions that are not finite give NaN energy and forces for the structure they are in.
         """
         positions = np.asarray(positions_A, dtype=np.float64)
+        lost = np.isin(self._owner, self._owner[~np.isfinite(positions).all(1)])
+        if lost.any():  # evaluated where it was last well, so that the others need not suffer
+            last = np.concatenate([a.positions for a in self._frames])
+            positions = np.where(lost[:, None], last, positions)
         moved = np.inf
         if self._reference is not None:
             moved = float(np.abs(((positions - self._reference) ** 2).sum(1)).max()) ** 0.5
@@ -173,9 +195,15 @@ class Session:
         batch = self._batch
         sorted_positions = torch.empty_like(batch.positions)
         sorted_positions[batch.original] = torch.from_numpy(positions).to(batch.positions.device)
-        return self.committee.evaluate_batch(
+        result = self.committee.evaluate_batch(
             replace(batch, positions=sorted_positions), member_forces=member_forces
         )
+        if lost.any():
+            result.energies[:, np.unique(self._owner[lost])] = np.nan
+            result.mean_forces[lost] = np.nan
+            if result.forces is not None:
+                result.forces[:, lost] = np.nan
+        return result
 
 
 def _gradients(energies: Tensor, cut: Geometry) -> list[Tensor]:
@@ -212,12 +240,8 @@ def _chunks(graphs: Sequence[Graph]) -> Iterator[list[Graph]]:
 
 
 def _join(
-    parts: Sequence[CommitteePrediction], members: int, *, stress: bool, features: bool
+    parts: Sequence[CommitteePrediction], *, stress: bool, features: bool
 ) -> CommitteePrediction:
-    if not parts:
-        return CommitteePrediction(
-            np.zeros(0, int), np.zeros((members, 0)), np.zeros((0, 3)), np.zeros((members, 0, 3))
-        )
     if len(parts) == 1:
         return parts[0]
 

@@ -51,6 +51,7 @@ class Targets:
     weights: Tensor  # [S] float64
     atom_weights: Tensor  # [A] float64: the weight of the structure the atom is in
     n_atoms: Tensor  # [S] float64
+    volumes: Tensor  # [S] float64, Å³; of the cell, 0 without one
 
 
 def fidelity_index(name: str, fidelities: Sequence[str]) -> int:
@@ -70,7 +71,8 @@ def make_samples(frames: Iterable[Labelled], config: TaceConfig) -> list[Sample]
     """Graphs and checked labels.
 
     Raises:
-        DataError: a label of the wrong shape, NaN or infinite, or a frame without any label.
+        DataError: a label of the wrong shape, NaN or infinite, a frame without any label, or an
+            impossible weight.
     """
     samples = []
     for n, frame in enumerate(frames):
@@ -81,6 +83,10 @@ def make_samples(frames: Iterable[Labelled], config: TaceConfig) -> list[Sample]
         stress = _checked(frame.stress_eV_per_A3, (6,), name, "stress")
         if frame.energy_eV is None and frame.forces_eV_per_A is None:
             raise DataError(f"{name} has neither an energy nor forces: nothing to learn from")
+        if not 0 < frame.weight < np.inf:
+            raise DataError(f"{name}: weight must be positive and finite, got {frame.weight}")
+        if frame.stress_eV_per_A3 is not None and not frame.atoms.pbc.all():
+            raise DataError(f"{name} has a stress but is not periodic in three dimensions")
         graph = make_graph(
             frame.atoms,
             config.elements,
@@ -119,6 +125,7 @@ def collate_samples(
         weights=torch.from_numpy(weight),
         atom_weights=torch.from_numpy(np.repeat(weight, counts)),
         n_atoms=torch.tensor(counts, dtype=torch.float64),
+        volumes=torch.from_numpy(np.abs(np.linalg.det([s.graph.cell for s in samples]))),
     )
 
 
@@ -157,7 +164,9 @@ def statistics(
         if given is not None:
             missing = [chemical_symbols[z] for z in config.elements if z not in given]
             if missing:
-                raise DataError(f"fidelity '{name}': no isolated-atom energy for {', '.join(missing)}")
+                raise DataError(
+                    f"fidelity '{name}': no isolated-atom energy for {', '.join(missing)}"
+                )
             table[name] = {z: float(given[z]) for z in config.elements}
         else:
             table[name], note = _least_squares(own, config, name)
@@ -173,7 +182,7 @@ def statistics(
 
 
 def mean_neighbors(frames: Sequence[Labelled], config: TaceConfig) -> float:
-    """Directed edges per atom over at most 200 frames; at least 1."""
+    """Directed edges per atom, at least 1; of a large set every n-th frame, some 200 to 400."""
     edges = atoms = 0
     for frame in frames[:: max(1, len(frames) // 200)]:
         graph = make_graph(frame.atoms, config.elements, cutoff=config.cutoff_A)
@@ -193,10 +202,12 @@ def _least_squares(
     own = [f for f in frames if f.energy_eV is not None]
     if not own:
         raise DataError(
-            f"fidelity '{name}' has neither isolated-atom energies nor labelled energies to fit them to"
+            f"fidelity '{name}' has neither isolated-atom energies "
+            "nor labelled energies to fit them to"
         )
     counts = np.array([[np.sum(f.atoms.numbers == z) for z in config.elements] for f in own], float)
-    unseen = [chemical_symbols[z] for z, n in zip(config.elements, counts.sum(0), strict=True) if not n]
+    totals = zip(config.elements, counts.sum(0), strict=True)
+    unseen = [chemical_symbols[z] for z, total in totals if not total]
     if unseen:
         raise DataError(
             f"fidelity '{name}': no isolated-atom energy for {', '.join(unseen)} and no labelled "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import tempfile
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,14 @@ from typing import Any
 import torch
 
 from .config import TaceConfig
-from .errors import ModelFileError
+from .errors import ModelFileError, TaceError
 from .model import Tace
 
 FORMAT, VERSION = "tace-model", 1
+_UNREADABLE = (
+    RuntimeError, OSError, EOFError, ValueError, LookupError, NotImplementedError,
+    zipfile.BadZipFile, pickle.UnpicklingError,
+)  # fmt: skip
 
 
 def write_archive(path: Path, document: Mapping[str, Any]) -> None:
@@ -42,10 +47,14 @@ def read_archive(path: Path, device: str | torch.device = "cpu") -> dict[str, An
         ModelFileError: missing, damaged, or holding anything but tensors and plain values.
     """
     try:
+        with zipfile.ZipFile(path) as archive:  # torch reads a flipped bit as another number
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise ModelFileError(f"{path}: damaged ({damaged} does not match its checksum)")
         document = torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError:
         raise ModelFileError(f"{path}: no such file") from None
-    except (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
+    except _UNREADABLE as error:
         raise ModelFileError(f"{path}: not a readable model file ({error})") from error
     if not isinstance(document, dict):
         raise ModelFileError(f"{path}: not a tace archive")
@@ -71,17 +80,27 @@ def model_from_document(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
 ) -> Tace:
-    """Rebuild a model; `dtype` None keeps the stored one."""
+    """Rebuild a model; `dtype` None keeps the stored one.
+
+    Raises:
+        ModelFileError: not a model, of a newer format, or with parts missing.
+    """
     if document.get("format") != FORMAT:
         raise ModelFileError(f"{where}: not a tace model (format {document.get('format')!r})")
-    if int(document["version"]) > VERSION:
+    version = document.get("version")
+    if not isinstance(version, int):
+        raise ModelFileError(f"{where}: no version of the model format in it")
+    if version > VERSION:
         raise ModelFileError(
-            f"{where}: model format {document['version']} is newer than this tace reads ({VERSION})"
+            f"{where}: model format {version} is newer than this tace reads ({VERSION})"
         )
-    model = Tace(
-        TaceConfig.from_json(document["config"]), dtype=getattr(torch, str(document["dtype"]))
-    )
-    model.load_state_dict(document["state"])
+    try:
+        model = Tace(
+            TaceConfig.from_json(document["config"]), dtype=getattr(torch, str(document["dtype"]))
+        )
+        model.load_state_dict(document["state"])
+    except (TaceError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise ModelFileError(f"{where}: not a complete tace model ({error})") from error
     if dtype is not None and dtype != model.dtype:
         references = {n: b.clone() for n, b in model.named_buffers() if n.endswith("_eV")}
         model.to(dtype)

@@ -50,8 +50,8 @@ def _joined(parts: Iterable[np.ndarray], width: int) -> np.ndarray:
 
 
 def errors(frames: Sequence[Labelled], prediction: CommitteePrediction) -> Errors:
-    """Compare the committee mean with the labels of `frames`, which were predicted in this order."""
-    forces = prediction.per_structure(prediction.mean_forces)
+    """Compare the committee mean with the labels of `frames`, predicted in this order."""
+    forces = prediction.per_structure(prediction.mean_forces) if frames else []
     energies = prediction.mean_energies
     has = [f.forces_eV_per_A is not None for f in frames]
     difference = _joined(

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .batch import Batch
 from .config import TaceConfig
+from .errors import TaceError
 from .ict import angular_norm, scaled_coupling
 from .layers import (
     ElementLinear,
@@ -185,9 +186,15 @@ class Tace(nn.Module):
     def set_reference(
         self, e0_eV: Mapping[str, Mapping[int, float]], scale: Mapping[str, float], shift: Mapping[str, float]
     ) -> None:
-        """Set isolated-atom energies (eV), scale (eV) and shift (eV per atom) of every fidelity."""
+        """Set isolated-atom energies (eV), scale (eV) and shift (eV per atom) of every fidelity.
+
+        Raises:
+            TaceError: a fidelity or an element is missing.
+        """
         for f, name in enumerate(self.config.fidelities):
             for z, number in enumerate(self.config.elements):
+                if name not in e0_eV or number not in e0_eV[name]:
+                    raise TaceError(f"no isolated-atom energy for element {number} at '{name}'")
                 self.e0_eV[f, z] = e0_eV[name][number]
             self.scale_eV[f] = scale[name]
             self.shift_eV[f] = shift[name]

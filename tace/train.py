@@ -1,7 +1,7 @@
 """Training of one model: loss, optimiser, schedule, averaging of weights, exact resume.
 
-Deterministic for a seed on a given machine and thread count: batches follow from (seed, epoch), so that
-a checkpoint needs no random state. float32 models sum energies and errors in float64.
+Deterministic for a seed on a given machine and thread count: the order of samples follows from the
+seed, so that a checkpoint needs no random state. float32 models sum energies and errors in float64.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ SCHEDULES = ("constant", "linear", "cosine", "plateau")
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """How to train; weights multiply mean squared errors in eV per atom, eV/Å and eV/Å³."""
+    """How to train; weights multiply mean squared errors of the energy per atom (eV), the forces
+    (eV/Å) and the virial per atom (eV): a stress in eV/Å³ is too small to be heard beside them.
+    """
 
     steps: int = 2000
     batch_size: int = 8
@@ -51,8 +53,9 @@ class TrainSettings:
         if self.schedule not in SCHEDULES:
             raise TaceError(f"unknown schedule '{self.schedule}': use {', '.join(SCHEDULES)}")
         for name in ("steps", "batch_size", "learning_rate", "validate_every", "clip_norm"):
-            if getattr(self, name) <= 0:
-                raise TaceError(f"training setting {name} must be positive, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if not value > 0:
+                raise TaceError(f"training setting {name} must be positive, got {value}")
 
 
 @dataclass
@@ -86,8 +89,9 @@ def loss(result: Evaluation, targets: Targets, settings: TrainSettings) -> Tenso
     has = torch.isfinite(targets.stresses[:, 0])
     if result.stresses is not None and bool(has.any()):
         w = targets.weights[has]
-        square = (voigt(result.stresses[has]) - targets.stresses[has]) ** 2
-        mean = square @ _VOIGT_MULTIPLICITY.to(square.device)
+        difference = voigt(result.stresses[has]) - targets.stresses[has]
+        volume_per_atom = (targets.volumes[has] / targets.n_atoms[has]).unsqueeze(1)
+        mean = (difference * volume_per_atom) ** 2 @ _VOIGT_MULTIPLICITY.to(difference.device)
         total = total + settings.stress_weight * (w * mean).sum() / w.sum()
     return total
 
@@ -95,13 +99,11 @@ def loss(result: Evaluation, targets: Targets, settings: TrainSettings) -> Tenso
 GOLDEN = 0.6180339887498949  # its multiples fill the unit interval most evenly
 
 
-def draw_order(
-    fidelities: np.ndarray, draws: int, *, balance: float, seed: int
-) -> np.ndarray:
+def draw_order(fidelities: np.ndarray, draws: int, *, balance: float, seed: int) -> np.ndarray:
     """Which sample every draw of a training takes.
 
-    Fidelity f gets a share of the draws ∝ count^(1 − balance), spread evenly over time; its own samples
-    are gone through in one random order after another.
+    Fidelity f gets a share of the draws ∝ count^(1 − balance), spread evenly over time; its own
+    samples are gone through in one random order after another.
 
     Args:
         fidelities: [N], the fidelity of each sample.
@@ -158,6 +160,7 @@ class Trainer:
         self.step = 0
         self.rate_factor = 1.0  # of the plateau schedule
         self.since_best = 0
+        self.recent: list[float] = []  # losses since the last validation
         self.result = FitResult(best_force_rmse_eV_per_A=math.inf)
 
     def batch_indices(self, step: int) -> list[int]:
@@ -206,7 +209,8 @@ class Trainer:
 
     def _clip(self) -> float:
         """Clip by the global norm of gradients with respect to unit-variance parameters."""
-        owned = [(p.grad, g) for p, g in zip(self.parameters, self.gains, strict=True) if p.grad is not None]
+        pairs = zip(self.parameters, self.gains, strict=True)
+        owned = [(p.grad, gain) for p, gain in pairs if p.grad is not None]
         norms = torch._foreach_norm([grad for grad, _ in owned])
         factors = torch.tensor([g for _, g in owned], dtype=norms[0].dtype, device=norms[0].device)
         norm = float((torch.stack(norms) * factors).square().sum().sqrt())
@@ -220,7 +224,7 @@ class Trainer:
         return _to(batch, targets, self.model.device)
 
     def validate(self) -> float:
-        """Force RMSE of the averaged weights on the validation set; the loss there without forces."""
+        """`validation_error` of the averaged weights."""
         self._swap(self.average)
         try:
             return validation_error(self.model, self.valid, self.settings)
@@ -244,23 +248,43 @@ class Trainer:
                 self.rate_factor *= 0.8
 
     def finish(self) -> FitResult:
-        """Put averaged weights into the model: the last of a schedule that anneals, else the best."""
+        """Put averaged weights into the model: the last if the schedule anneals, else the best."""
         annealed = self.settings.schedule in ("cosine", "linear") and not self.result.stopped_early
-        chosen = self.best if self.valid and not annealed else self.average
+        chosen = self.best if self.result.best_step and not annealed else self.average
         for parameter, value in zip(self.parameters, chosen, strict=True):
             parameter.data.copy_(value)
+        self.correct_shift()
         self.result.steps = self.step
         if not self.valid:
             self.result.best_force_rmse_eV_per_A = math.nan
         return self.result
 
+    def correct_shift(self) -> None:
+        """Move each fidelity's shift by the mean energy residual per atom of its training set.
+
+        Forces decide most of the loss; what is left of a constant in the energy is closed here.
+        """
+        residuals: dict[int, list[float]] = {}
+        for start in range(0, len(self.train), 32):
+            part = self.train[start : start + 32]
+            batch, targets = _to(
+                *collate_samples(part, len(self.model.config.elements)), self.model.device
+            )
+            found = evaluate(self.model, batch, forces=False)
+            per_atom = (targets.energies - found.energies) / targets.n_atoms
+            for sample, value in zip(part, per_atom.tolist(), strict=True):
+                if math.isfinite(value) and len(sample.graph.pairs.i):
+                    residuals.setdefault(sample.graph.fidelity, []).append(value)
+        for fidelity, values in residuals.items():
+            self.model.get_buffer("shift_eV")[fidelity] += float(np.mean(values))
+
     def state(self) -> dict[str, Any]:
         """Everything that `restore` needs, as tensors and plain values."""
         return {
-            "format": CHECKPOINT_FORMAT,
-            "settings": asdict(self.settings),
-            "config": self.model.config.to_json(),
+            **self._identity(),
+            "references": self._references(),
             "step": self.step,
+            "recent": self.recent,
             "model": [p.detach() for p in self.parameters],
             "average": self.average,
             "best": self.best,
@@ -274,12 +298,13 @@ class Trainer:
         """Continue exactly where `state` was taken.
 
         Raises:
-            TrainingError: the checkpoint belongs to another model or other settings.
+            TrainingError: the checkpoint belongs to another model, other settings or other data.
         """
-        same = state.get("format") == CHECKPOINT_FORMAT and state["settings"] == asdict(self.settings)
-        if not same or state["config"] != self.model.config.to_json():
-            raise TrainingError("the checkpoint belongs to another model or to other training settings")
+        for key, value in self._identity().items():
+            if state.get(key) != value:
+                raise TrainingError(f"the checkpoint belongs to another training: {key} differs")
         for mine, stored in (
+            (self._references(), state["references"]),
             ([p.data for p in self.parameters], state["model"]),
             (self.average, state["average"]),
             (self.best, state["best"]),
@@ -288,6 +313,19 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.rate_factor = state["step"], state["rate_factor"]
         self.since_best, self.result = state["since_best"], FitResult(**state["result"])
+        self.recent = list(state["recent"])
+
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "format": CHECKPOINT_FORMAT,
+            "settings": asdict(self.settings),
+            "config": self.model.config.to_json(),
+            "dtype": str(self.model.dtype),
+            "samples": [[s.name for s in self.train], [s.name for s in self.valid]],
+        }
+
+    def _references(self) -> list[Tensor]:
+        return [self.model.get_buffer(f"{name}_eV") for name in ("e0", "scale", "shift")]
 
 
 def _to(batch: Batch, targets: Targets, device: torch.device) -> tuple[Batch, Targets]:
@@ -297,7 +335,7 @@ def _to(batch: Batch, targets: Targets, device: torch.device) -> tuple[Batch, Ta
 
 
 def validation_error(model: Tace, samples: Sequence[Sample], settings: TrainSettings) -> float:
-    """Force RMSE over components, eV/Å; the root of the loss where there are no forces. NaN if empty."""
+    """Force RMSE over components, eV/Å; the root of the loss without forces; NaN if empty."""
     squares, count, losses = 0.0, 0, []
     for start in range(0, len(samples), 32):
         part = samples[start : start + 32]
@@ -326,8 +364,8 @@ def fit(
     """Train in place.
 
     Args:
-        checkpoint: file that is written every `checkpoint_every` steps and resumed from if it exists.
-        on_step: called with (step, loss); returning False stops at once, with the checkpoint written.
+        checkpoint: file written every `checkpoint_every` steps and resumed from if it exists.
+        on_step: called with (step, loss); returning False stops, with the checkpoint written.
 
     Raises:
         TrainingError: empty set, diverged, or a checkpoint of another run.
@@ -335,23 +373,23 @@ def fit(
     trainer = Trainer(model, train, valid, settings)
     if checkpoint is not None and checkpoint.exists():
         trainer.restore(read_archive(checkpoint, model.device))
-    recent: list[float] = []
     while trainer.step < settings.steps:
-        recent.append(trainer.one_step())
+        objective = trainer.one_step()
+        trainer.recent.append(objective)
         last = trainer.step == settings.steps
         if valid and (trainer.step % settings.validate_every == 0 or last):
             value = trainer.validate()
             trainer.keep_best(value)
+            mean, trainer.recent = float(np.mean(trainer.recent)), []
             trainer.result.history.append(
-                {"step": trainer.step, "loss": float(np.mean(recent)), "force_rmse_eV_per_A": value}
+                {"step": trainer.step, "loss": mean, "force_rmse_eV_per_A": value}
             )
-            recent = []
             if settings.patience and trainer.since_best >= settings.patience:
                 trainer.result.stopped_early = True
                 break
         if checkpoint is not None and (trainer.step % checkpoint_every == 0 and not last):
             write_archive(checkpoint, trainer.state())
-        if on_step is not None and not on_step(trainer.step, recent[-1] if recent else math.nan):
+        if on_step is not None and not on_step(trainer.step, objective):
             if checkpoint is not None:
                 write_archive(checkpoint, trainer.state())
             break
