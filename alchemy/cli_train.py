@@ -150,7 +150,6 @@ def _train(
 
     config = _config(dataset, options)
     inside, outside = split_validation(
-        dataset.frames,
         dataset.uids,
         fraction=options["valid_fraction"],
         seed=seed_for(options["seed"], "split"),

@@ -1,4 +1,4 @@
-# ruff: noqa: N815 - the unit at the end of an attribute keeps its capital
+
 """The blocks of the campaign file that say how: model, stopping rules, selection, machine.
 
 Each description is one line, because `alchemy check --explain` prints it beside its key.

@@ -1,4 +1,4 @@
-# ruff: noqa: N815 - the unit at the end of an attribute keeps its capital
+
 """The blocks that say where structures come from: start and test items, and explorers."""
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ store and the label records remember, so that a dead scheduler or worker costs a
 
 from __future__ import annotations
 
+import logging
 import os
 import queue
 import signal
@@ -137,6 +138,8 @@ class DaskExecutor:
                 continue
 
     def close(self) -> None:
+        # workers that vanish while the scheduler drains are no news to the user
+        logging.getLogger("distributed").setLevel(logging.CRITICAL)
         self._client.close()
         if self._cluster is not None:
             self._cluster.close()

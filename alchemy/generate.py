@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+from alchemy_policies.integrators import maxwell_boltzmann
 from ase import Atoms, units
 from ase.calculators.calculator import Calculator, all_changes
 from ase.io import read
 from ase.md.langevin import Langevin
 from ase.optimize import FIRE
-
-from alchemy_policies.integrators import maxwell_boltzmann
 
 from .errors import StructureError
 from .gate import Gate
@@ -68,18 +69,20 @@ def make_structures(request: dict[str, Any]) -> list[Atoms]:
     source, base = request["source"], Path(request["base_dir"])
     rng = np.random.default_rng(request["seed"])
     if request["kind"] == "files":
-        frames = [
+        return [
             a
             for path in source["paths"]
             for a in read_structures(base / path, source["index"], request["elements"])
         ]
-        return frames
     starts = read_structures(base / source["structures"], ":", request["elements"])
-    scratch = Path(request["scratch"])
+    scratch = _scratch(request)
     try:
         if request["kind"] == "rattle":
-            return _rattled(starts, source, request, rng=rng)
-        return _dynamics(starts, source, request, rng=rng)
+            relaxing = source["relax_with"]
+            calculator = _labeler(request, relaxing, scratch) if relaxing else None
+            return _rattled(starts, source, calculator, rng=rng)
+        calculator = _labeler(request, source["fidelity"], scratch)
+        return _dynamics(starts, source, calculator, rng=rng)
     except LabelFailureError as error:
         raise StructureError(f"making start structures failed: {error}") from error
     finally:
@@ -111,12 +114,19 @@ def read_structures(path: Path, index: str, elements: Sequence[str]) -> list[Ato
     return frames
 
 
-def _labeler(request: dict[str, Any], fidelity: str) -> LabelerCalculator:
+def _scratch(request: dict[str, Any]) -> Path:
+    """Where thousands of small files are written and thrown away: in memory where that exists."""
+    memory = Path("/dev/shm")  # noqa: S108 - a private directory is made in it
+    parent = memory if os.access(memory, os.W_OK) else Path(request["scratch"]).parent
+    return Path(tempfile.mkdtemp(prefix="alchemy-", dir=parent))
+
+
+def _labeler(request: dict[str, Any], fidelity: str, scratch: Path) -> LabelerCalculator:
     chosen = request["labelers"][fidelity]
     labeler = make_labeler(
         chosen["labeler"], chosen["options"], base_dir=Path(request["base_dir"])
     )
-    return LabelerCalculator(labeler, Path(request["scratch"]))
+    return LabelerCalculator(labeler, scratch)
 
 
 def _relaxed(atoms: Atoms, calculator: Calculator) -> Atoms:
@@ -128,10 +138,13 @@ def _relaxed(atoms: Atoms, calculator: Calculator) -> Atoms:
 
 
 def _rattled(
-    starts: list[Atoms], source: dict[str, Any], request: dict[str, Any], *, rng: np.random.Generator
+    starts: list[Atoms],
+    source: dict[str, Any],
+    calculator: Calculator | None,
+    *,
+    rng: np.random.Generator,
 ) -> list[Atoms]:
-    if source["relax_with"] is not None:
-        calculator = _labeler(request, source["relax_with"])
+    if calculator is not None:
         starts = [_relaxed(a, calculator) for a in starts]
     frames = []
     for n in range(source["count"]):
@@ -146,13 +159,12 @@ def _rattled(
 
 
 def _dynamics(
-    starts: list[Atoms], source: dict[str, Any], request: dict[str, Any], *, rng: np.random.Generator
+    starts: list[Atoms], source: dict[str, Any], calculator: Calculator, *, rng: np.random.Generator
 ) -> list[Atoms]:
     """Langevin trajectories of every start at every temperature; frames evenly spaced in their later part.
 
     The first fifth of each trajectory is left out: it still remembers the minimum.
     """
-    calculator = _labeler(request, source["fidelity"])
     if source["relax_first"]:
         starts = [_relaxed(a, calculator) for a in starts]
     runs = [(a, t) for t in source["T_K"] for a in starts]

@@ -165,7 +165,7 @@ def score(request: dict[str, Any]) -> dict[str, Any]:
 def write_arrays(path: Path, **arrays: np.ndarray) -> None:
     """npz, atomically."""
     buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
+    np.savez(buffer, allow_pickle=False, **arrays)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with open(temporary, "wb") as file:

@@ -43,7 +43,7 @@ def train_in_process(request: dict[str, Any]) -> dict[str, Any]:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        preexec_fn=die_with_parent,  # noqa: PLW1509 - one prctl call, safe after fork
+        preexec_fn=die_with_parent,
         check=False,
     )
     if done.returncode != 0:

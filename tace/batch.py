@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,7 +67,7 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
-        moved = {
+        moved: dict[str, Any] = {
             name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
         }
         return replace(self, **moved)
@@ -146,7 +147,7 @@ def collate(graphs: Sequence[Graph], n_species: int) -> Batch:
     )
 
 
-def _slots(i: np.ndarray, j: np.ndarray, n_atoms: int) -> dict[str, object]:
+def _slots(i: np.ndarray, j: np.ndarray, n_atoms: int) -> dict[str, Any]:
     """Give each directed edge a slot at its receiver."""
     pairs = len(i)
     receiver = np.concatenate([i, j])

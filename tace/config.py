@@ -67,14 +67,15 @@ class TaceConfig:
         for key in document:
             if key not in known:
                 raise TaceError(f"unknown model setting '{key}'{_hint(key, known)}")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in document.items()})
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in document.items()}
+        return cls(**values)
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "nano": dict(channels=16, l_max=2, L_max=1, correlation=3, radial_hidden=(32, 32)),
-    "small": dict(channels=32, l_max=3, L_max=1, correlation=3, radial_hidden=(64, 64)),
-    "medium": dict(channels=64, l_max=3, L_max=1, correlation=3, radial_hidden=(64, 64, 64)),
-    "large": dict(channels=128, l_max=3, L_max=2, correlation=3, radial_hidden=(64, 64, 64)),
+    "nano": {"channels": 16, "l_max": 2, "L_max": 1, "correlation": 3, "radial_hidden": (32, 32)},
+    "small": {"channels": 32, "l_max": 3, "L_max": 1, "correlation": 3, "radial_hidden": (64, 64)},
+    "medium": {"channels": 64, "l_max": 3, "L_max": 1, "correlation": 3, "radial_hidden": (64, 64, 64)},
+    "large": {"channels": 128, "l_max": 3, "L_max": 2, "correlation": 3, "radial_hidden": (64, 64, 64)},
 }
 
 

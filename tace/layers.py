@@ -157,9 +157,8 @@ class RadialNetwork(nn.Module):
 
 def gains(model: nn.Module) -> dict[str, float]:
     """Gain of every parameter by name; 1 where a module does not declare one."""
-    declared = {
+    return {
         f"{name}.{key}" if name else key: float(getattr(module, "gain", 1.0))
         for name, module in model.named_modules()
         for key, _ in module.named_parameters(recurse=False)
     }
-    return declared

@@ -63,7 +63,7 @@ class Interaction(nn.Module):
         )
         self.up = nn.ModuleList(Linear(c, c, generator) for _ in range(l_in + 1))
         self.down = nn.ModuleList(
-            Linear(c * sum(p.l3 == l for p in self.paths), c, generator)  # noqa: E741
+            Linear(c * sum(p.l3 == l for p in self.paths), c, generator)
             for l in range(config.l_max + 1)  # noqa: E741
         )
         for n, p in enumerate(self.paths):
@@ -114,7 +114,7 @@ class Layer(nn.Module):
         self.product = ProductBasis(levels, config.l_max, self.outputs, config.coupling_norm)
         per_rank = self.product.features_per_rank()
         self.mix = nn.ModuleList(
-            ElementLinear(z, c * per_rank[l], c, generator)  # noqa: E741
+            ElementLinear(z, c * per_rank[l], c, generator)
             for l in self.outputs  # noqa: E741
         )
         self.out = nn.ModuleList(Linear(c, c, generator) for _ in self.outputs)
@@ -131,7 +131,7 @@ class Layer(nn.Module):
         ]
         if len(self.self_connection):
             result = [
-                x + connect(a[l], batch.species_counts)  # noqa: E741
+                x + connect(a[l], batch.species_counts)
                 for x, connect, l in zip(result, self.self_connection, self.outputs, strict=True)  # noqa: E741
             ]
         return result
@@ -143,6 +143,10 @@ class Tace(nn.Module):
     E = Σ_i E0[f,z_i] + scale[f]·Σ_t ε_i^{(t)} + shift[f]·(1 − exp(−4 Σ_j f(r_ij))), eqs. 13 and 14. The
     smooth factor of the shift is ours: it lets an atom that leaves reach E0.
     """
+
+    e0_eV: Tensor  # [F, Z]
+    scale_eV: Tensor  # [F, Z]
+    shift_eV: Tensor  # [F, Z]
 
     def __init__(self, config: TaceConfig, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()

@@ -95,6 +95,9 @@ def _higher_order(
 class ProductBasis(nn.Module):
     """A by rank, each [A, 2l+1, C] → features of every order by output rank, [A, 2l+1, n_l·C]."""
 
+    first: Tensor  # [products] factors of the second order
+    second: Tensor
+
     def __init__(self, levels: Levels, l_max: int, outputs: Sequence[int], norm: str) -> None:
         super().__init__()
         self.levels, self.l_max, self.outputs = levels, l_max, tuple(outputs)
@@ -112,7 +115,7 @@ class ProductBasis(nn.Module):
     def features_per_rank(self) -> dict[int, int]:
         """n_l of each output rank."""
         return {
-            l: sum(path.l3 == l for level in self.levels for path in level)  # noqa: E741
+            l: sum(path.l3 == l for level in self.levels for path in level)
             for l in self.outputs  # noqa: E741
         }
 
@@ -133,7 +136,7 @@ class ProductBasis(nn.Module):
             values = matrix @ terms.reshape(matrix.shape[1], -1)
             below = self._split(values.view(-1, atoms, channels), level, collected)
         return [
-            concatenate(collected[l], 2).reshape(atoms, 2 * l + 1, -1)  # noqa: E741
+            concatenate(collected[l], 2).reshape(atoms, 2 * l + 1, -1)
             for l in self.outputs  # noqa: E741
         ]
 

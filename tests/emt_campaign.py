@@ -52,7 +52,7 @@ class CountingEMT(EMT):
 
 
 class DeadlyEMT(CountingEMT):
-    """Kills its own process once, when the third structure comes; the file EMT_DEATH remembers that it did."""
+    """Kills its own process once, when the third structure comes; the file EMT_DEATH remembers it."""
 
     def calculate(self, atoms=None, properties=("energy",), system_changes=()) -> None:
         death = Path(os.environ["EMT_DEATH"])

@@ -2,9 +2,10 @@
 
     python killed_campaign.py CAMPAIGN HOME [MOMENT …]
 
-A moment is `ROUND:STAGE:before`, `ROUND:STAGE:after` (the commit of that stage), `ROUND:label:N` (after the N-th
-record of that round is on disk) or `ROUND:member:N` (after the N-th member is trained). The modules are imported
-once and every run is a fork, so that many kills take little time. Ends with an undisturbed run.
+A moment is `ROUND:STAGE:before`, `ROUND:STAGE:after` (the commit of that stage), `ROUND:label:N` (after
+the N-th record of that round is on disk) or `ROUND:member:N` (after the N-th member is trained). The
+modules are imported once and every run is a fork, so that many kills take little time. Ends with an
+undisturbed run.
 """
 
 from __future__ import annotations

@@ -78,8 +78,7 @@ def finished(tmp_path_factory):
     """One undisturbed inline campaign, and what it printed."""
     folder = tmp_path_factory.mktemp("finished")
     path = write_campaign(folder)
-    outcome = run_campaign(load_campaign(path), folder / "mini", source=path, progress=Progress())
-    return outcome
+    return run_campaign(load_campaign(path), folder / "mini", source=path, progress=Progress())
 
 
 def test_a_finished_campaign_has_facts_report_models_and_stop_reason(finished):

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
 from alchemy_policies.base import Choice, Pool
 from alchemy_policies.calibration import Calibration, fit_calibration, worst_decile
+
 from tace.metrics import errors
 
 from .. import tasks

@@ -7,9 +7,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from ase import Atoms
-
 from alchemy_policies.calibration import Calibration
+from ase import Atoms
 
 from .. import tasks
 from ..config_samples import ExploreMd
@@ -25,7 +24,7 @@ from .context import Context
 def explore(context: Context, state: RoundState, calibration: Calibration) -> dict[str, Any]:
     """Every condition is a task; candidates go to the store with where they came from."""
     snapshot = context.store.snapshot()
-    requests = []
+    requests: list[dict[str, Any]] = []
     for n, item in enumerate(context.campaign.explore):
         starts = _starts(context, snapshot, item.md)
         for options in _conditions(context, item):

@@ -201,6 +201,6 @@ def require_usable(context: Context) -> None:
             missing = [s for s in context.campaign.elements if atomic_numbers[s] not in known]
             if missing:
                 raise EnvironmentProblemError(
-                    f"no isolated-atom energy for {', '.join(missing)} at '{fidelity}' ({why}); give it under "
-                    "e0, or use e0: least-squares"
+                    f"no isolated-atom energy for {', '.join(missing)} at '{fidelity}' ({why}); "
+                    "give it under e0, or use e0: least-squares"
                 )

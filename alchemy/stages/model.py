@@ -108,7 +108,6 @@ def _reference(context: Context, snapshot: Snapshot) -> dict[str, dict[str, floa
     if e0 == "compute":
         found = isolated_energies(snapshot, context.fidelities)
         return {f: {str(z): e for z, e in own.items()} for f, own in found.items()}
-    assert not isinstance(e0, str)
     return {
         f: {str(z): own[s] for s, z in zip(own, _numbers(list(own)), strict=True)}
         for f, own in e0.items()
@@ -141,7 +140,7 @@ def parity(
     frames: Sequence[Labelled], scores: CommitteeScores, e0: dict[int, float]
 ) -> dict[str, list[list[float]]]:
     """[label, committee] pairs: force components, and energies per atom counted from isolated atoms."""
-    forces = np.concatenate([f.forces_eV_per_A.reshape(-1) for f in frames])
+    forces = np.concatenate([forces_of(f).reshape(-1) for f in frames])
     predicted = scores.mean_forces_eV_per_A.reshape(-1)
     step = max(1, len(forces) // PARITY_POINTS)
     energy = []
@@ -152,6 +151,13 @@ def parity(
         energy.append([(frame.energy_eV - zero) / atoms, (float(e) - zero) / atoms])
     pairs = np.stack([forces, predicted], 1)[::step]
     return {"force": pairs.round(5).tolist(), "energy": np.round(energy, 6).tolist()}
+
+
+def forces_of(label: Labelled | LabelRow) -> np.ndarray:
+    """Forces [A,3], eV/Å; NaN where the label has none."""
+    if label.forces_eV_per_A is None:
+        return np.full((1, 3), np.nan)
+    return label.forces_eV_per_A
 
 
 def baselines(
@@ -167,7 +173,7 @@ def baselines(
         if fidelity == target or not rows:
             continue
         difference = np.concatenate(
-            [r.forces_eV_per_A - reference[r.structure_uid].forces_eV_per_A for r in rows]
+            [forces_of(r) - forces_of(reference[r.structure_uid]) for r in rows]
         )
         out[fidelity] = {"force_rmse_eV_per_A": float(np.sqrt((difference**2).mean()))}
     return out

@@ -3,7 +3,7 @@
 Uids and keys are 32 hex digits. An empty string in a text field and NaN in a float mean "unset".
 """
 
-# ruff: noqa: N815  a name that crosses a boundary carries its unit, eV and Å included
+
 
 from __future__ import annotations
 

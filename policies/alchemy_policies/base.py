@@ -1,4 +1,4 @@
-# ruff: noqa: N815 - the unit at the end of an attribute keeps its capital
+
 """What flows between the engine and a policy: frozen values, and the protocols that policies
 fulfil.
 

@@ -1,4 +1,4 @@
-# ruff: noqa: N815 - the unit at the end of an attribute keeps its capital
+
 """Signs that a trajectory has left physics. Pure functions, reason codes.
 
 `not-finite`     a position, force or energy is NaN or infinite

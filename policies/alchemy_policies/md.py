@@ -1,4 +1,4 @@
-# ruff: noqa: N815 - the unit at the end of an attribute keeps its capital
+
 """Molecular dynamics on the committee's mean force, stopped where the committee loses its way.
 
 All walkers of all temperatures move as one batch: one session call per step. Member forces, which

@@ -1,4 +1,4 @@
-# ruff: noqa: N815 - the unit at the end of an attribute keeps its capital
+
 """Which candidates are worth a label."""
 
 from __future__ import annotations

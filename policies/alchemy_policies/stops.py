@@ -1,4 +1,4 @@
-# ruff: noqa: N815 - the unit at the end of an attribute keeps its capital
+
 """When a campaign is done. Exit code 0: the plan was fulfilled; 4: a budget ran out before."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-# ruff: noqa: N815 - the unit at the end of an attribute keeps its capital
+
 """The laws of the protocols as callable checks, for the tests of anybody's policy.
 
     from alchemy_policies.testing import check_selector

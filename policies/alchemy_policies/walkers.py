@@ -1,4 +1,4 @@
-# ruff: noqa: N815 - the unit at the end of an attribute keeps its capital
+
 """One walker of molecular dynamics: what it remembers, when it stops, which frames it offers."""
 
 from __future__ import annotations

@@ -31,7 +31,6 @@ from ase.io import read, write
 HERE = Path(__file__).resolve().parent
 Record = dict[str, Any]
 SIZES = {"64-0": 0, "64-1": 1, "64-2": 2}  # channels–L_max; the rest is TaceConfig's default
-CUTOFF_A = 5.0
 # isolated atoms of the 3BPA set, ωB97X/6-31G(d), eV
 E0_3BPA = {1: -13.587222780835477, 6: -1029.4889999855063,
            7: -1484.9814568572233, 8: -2041.9816003861047}  # fmt: skip
@@ -118,7 +117,7 @@ def split_3bpa(folder: Path | None) -> tuple[list[Atoms], list[Atoms]]:
     """450 frames to train on and 50 to validate, seed 42."""
     frames = frames_3bpa(folder)
     # the legacy generator, so that the split is the one of the peers' harness
-    order = np.random.RandomState(42).permutation(len(frames))  # noqa: NPY002
+    order = np.random.RandomState(42).permutation(len(frames))
     return [frames[n] for n in order[50:]], [frames[n] for n in order[:50]]
 
 

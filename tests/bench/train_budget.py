@@ -12,22 +12,35 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
+import ours
 import torch
-from harness import BATCH, CUTOFF_A, Record, emit, machine, options, parsed, peers, ratios, split_3bpa
-Training = None
+from harness import (
+    BATCH,
+    E0_3BPA,
+    SIZES,
+    Record,
+    emit,
+    machine,
+    options,
+    parsed,
+    peers,
+    ratios,
+    split_3bpa,
+)
 
 MARKS = 4
 
 
-def alone(size: str, folder: object, seconds: float, threads: int) -> Iterator[Record]:
+def alone(size: str, folder: Path | None, seconds: float, threads: int) -> Iterator[Record]:
     """Our model only."""
-    train, valid = split_3bpa(folder)  # type: ignore[arg-type]
-    training = Training(train, size=size, cutoff=CUTOFF_A)
+    train, valid = split_3bpa(folder)
+    training = ours.Training(train, SIZES[size], E0_3BPA)
     rng, order, used, steps = np.random.default_rng(0), [], 0.0, 0
-    graphs = [training.graph(a) for a in train]
-    held_out = training.prepared(valid, [training.graph(a) for a in valid])
+    graphs = [ours.graph(training.model, a) for a in train]
+    held_out = training.prepared(valid, [ours.graph(training.model, a) for a in valid])
     for mark in range(1, MARKS + 1):
         while used < seconds * mark / MARKS:
             if len(order) < BATCH:
