@@ -90,9 +90,6 @@ class DaskExecutor:
     def run(
         self, task: Task, requests: Sequence[dict[str, Any]], *, resource: str, on_done: OnDone
     ) -> None:
-        from distributed.client import FutureCancelledError
-        from distributed.scheduler import KilledWorker
-
         if not requests:
             return
         if not self._offered[resource]:
@@ -100,13 +97,32 @@ class DaskExecutor:
                 f"no Dask worker offers the resource {resource}; start workers with "
                 f'--resources "GPU=1 LABEL=1"'
             )
-        futures = [
-            self._client.submit(task, request, resources={resource: 1}, pure=False, retries=0)
-            for request in requests
-        ]
-        index = {future.key: n for n, future in enumerate(futures)}
+        suspects: list[int] = []
+
+        def first_try(index: int, result: dict[str, Any] | BaseException) -> None:
+            if isinstance(result, WorkerKilledError):
+                suspects.append(index)
+            else:
+                on_done(index, result)
+
+        self._run(task, dict(enumerate(requests)), resource, first_try)
+        # Dask also blames the tasks that waited at a worker that died: the suspects get a try each alone
+        for index in suspects:
+            self._run(task, {index: requests[index]}, resource, on_done)
+
+    def _run(
+        self, task: Task, requests: dict[int, dict[str, Any]], resource: str, on_done: OnDone
+    ) -> None:
+        from distributed.client import FutureCancelledError
+        from distributed.scheduler import KilledWorker
+
+        futures = {
+            n: self._client.submit(task, request, resources={resource: 1}, pure=False, retries=0)
+            for n, request in requests.items()
+        }
+        index = {future.key: n for n, future in futures.items()}
         finished: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        for future in futures:
+        for future in futures.values():
             future.add_done_callback(finished.put)
         try:
             for _ in futures:
@@ -124,7 +140,7 @@ class DaskExecutor:
                     error = problem
                 on_done(index[future.key], result if error is None else error)
         finally:
-            for future in futures:
+            for future in futures.values():
                 if not future.done():
                     future.cancel()
 
@@ -214,7 +230,7 @@ def _local_cluster(workers: int, threads: int, gpus: int) -> Any:
         }
     scheduler = {
         "cls": Scheduler,
-        "options": {"host": "127.0.0.1", "port": 0, "dashboard_address": None, "dashboard": False},
+        "options": {"host": "127.0.0.1", "port": 0, "dashboard_address": "127.0.0.1:0", "dashboard": False},
     }
     return SpecCluster(workers=specs, scheduler=scheduler, silence_logs=40)
 

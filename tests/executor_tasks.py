@@ -1,0 +1,30 @@
+"""Tasks for test_executors.py: importable by worker processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+
+def double(request):
+    """Twice the value."""
+    return {"value": 2 * request["value"], "pid": os.getpid(), "omp": os.environ.get("OMP_NUM_THREADS")}
+
+
+def refuse(request):
+    """An error of the task's own."""
+    raise ValueError(f"no {request['value']}")
+
+
+def die_on_seven(request):
+    """Takes its worker down whenever it sees a seven."""
+    if request["value"] == 7:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return double(request)
+
+
+def sleep(request):
+    """Longer than anybody wants to wait."""
+    time.sleep(60)
+    return {}
