@@ -171,3 +171,15 @@ def test_unknown_kinds_of_paths_are_refused():
 def test_the_choice_is_the_same_in_every_process():
     chosen = product_paths.__wrapped__(2, 3, (0, 1), "minimal")
     assert chosen == product_paths(2, 3, (0, 1), "minimal")
+
+
+@pytest.mark.parametrize(
+    ("name", "one", "four"),
+    [("nano", 19008, 39792), ("small", 103024, 235216), ("medium", 334032, 862608), ("large", 1699216, 4796176)],
+)
+def test_presets_have_the_documented_numbers_of_parameters(name, one, four):
+    from tace.config import preset
+    from tace.model import Tace, n_parameters
+
+    assert n_parameters(Tace(preset(name, elements=(1,)))) == one
+    assert n_parameters(Tace(preset(name, elements=(1, 6, 7, 8)))) == four
