@@ -6,6 +6,7 @@ assesses; the round after the one that met a stop rule trains the final committe
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -73,6 +74,8 @@ def run_campaign(
         run = campaign.run
         inline = run.where == "inline"
         if inline:
+            if run.gpus == 0:
+                os.environ["CUDA_VISIBLE_DEVICES"] = ""
             import torch
 
             torch.set_num_threads(run.threads_per_worker)

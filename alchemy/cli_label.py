@@ -33,15 +33,30 @@ WHERE = click.Path(path_type=Path)
     metavar="DIR",
     help="Folder of the label records; default: the output's name with .labels.",
 )
+@click.option(
+    "--pyiron",
+    type=WHERE,
+    metavar="PROJECT_DIR",
+    help="Make each label a job of the pyiron project in this folder, in place of --store.",
+)
 @AS_JSON
 def label(
-    structures: Path, source: Path, fidelity: str, out: Path, store: Path | None, as_json: bool
+    structures: Path,
+    source: Path,
+    fidelity: str,
+    out: Path,
+    store: Path | None,
+    pyiron: Path | None,
+    as_json: bool,
 ) -> None:
     """Label STRUCTURES with a level of theory of a campaign.
 
     STRUCTURES is any file that ASE reads; the good labels are written as extended XYZ.
     Every label leaves a record in --store and is taken from there when the command runs again:
     after an interrupt, or with more structures. The campaign's run block says where it works.
+
+    With --pyiron the labels are computed here, one after another, and the project keeps them; a
+    pyiron session sees it with PYIRONCONFIG set to PROJECT_DIR/pyiron.conf.
 
     \b
     Example:
@@ -59,8 +74,13 @@ def label(
         raise InputError(f"{out}: there is no folder {out.parent}")
     if out.exists() and structures.exists() and out.samefile(structures):
         raise InputError(f"--out {out} is the file of the structures; give another name")
-    root = (store or out.with_suffix(".labels")).resolve()
-    records = _label(campaign, fidelity, structures, root, quiet=as_json)
+    if store and pyiron:
+        raise InputError("--pyiron keeps the records in its project; leave --store out")
+    root = (pyiron or store or out.with_suffix(".labels")).resolve()
+    requests, which = _requests(campaign, fidelity, structures, root)
+    run = _run if pyiron is None else _run_as_jobs
+    unique = run(requests, campaign.run, root, quiet=as_json)
+    records = [unique[n] for n in which]
     good = [record for record in records if record.status == "ok"]
     if good:
         _write(good, out)
@@ -83,10 +103,10 @@ def label(
     click.get_current_context().exit(0 if good else NOTHING_LABELLED)
 
 
-def _label(
-    campaign: Campaign, fidelity: str, structures: Path, root: Path, *, quiet: bool
-) -> list[LabelRecord]:
-    """Records in the order of the frames; a structure that is there twice is labelled once."""
+def _requests(
+    campaign: Campaign, fidelity: str, structures: Path, root: Path
+) -> tuple[list[dict[str, Any]], list[int]]:
+    """One request per structure, and each frame's; what is there twice is labelled once."""
     from alchemy.cli_structures import read_frames
     from alchemy.identity import structure_uid
     from alchemy.labelers.base import make_labeler
@@ -118,10 +138,8 @@ def _label(
         }
         for atoms in unique.values()
     ]
-    root.mkdir(parents=True, exist_ok=True)
-    records = _run(requests, campaign.run, root, quiet=quiet)
     place = {uid: n for n, uid in enumerate(unique)}
-    return [records[place[structure_uid(atoms)]] for atoms in frames]
+    return requests, [place[structure_uid(atoms)] for atoms in frames]
 
 
 def _run(
@@ -132,6 +150,7 @@ def _run(
     from alchemy.executors import Interrupt, make_executor, signals_caught, signals_ignored
     from alchemy.progress import Progress
 
+    root.mkdir(parents=True, exist_ok=True)
     found: dict[int, LabelRecord] = {}
     interrupt = Interrupt()
     with signals_caught(interrupt):
@@ -159,6 +178,26 @@ def _run(
             finally:
                 executor.close()
     return [found[n] for n in range(len(requests))]
+
+
+def _run_as_jobs(
+    requests: list[dict[str, Any]], _where: Run, project: Path, *, quiet: bool
+) -> list[LabelRecord]:
+    """The same as jobs of a pyiron project."""
+    from alchemy.executors import Interrupt, signals_caught
+    from alchemy.progress import Progress
+    from alchemy.pyiron_jobs import label_as_jobs
+
+    interrupt = Interrupt()
+    stage = Progress(sys.stderr).stage("label", 0 if quiet else len(requests))
+    with signals_caught(interrupt), stage as bar:
+
+        def done(record: LabelRecord) -> None:
+            bar.note(record.reason or "ok")
+            bar.advance()
+            interrupt.raise_if_set()
+
+        return label_as_jobs(requests, project, on_done=done)
 
 
 def _row(number: int, record: LabelRecord) -> dict[str, Any]:

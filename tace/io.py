@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import lzma
 import os
 import pickle
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from .model import Tace
 FORMAT, VERSION = "tace-model", 1
 _UNREADABLE = (
     RuntimeError, OSError, EOFError, ValueError, LookupError, NotImplementedError,
-    zipfile.BadZipFile, pickle.UnpicklingError,
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, pickle.UnpicklingError,
 )  # fmt: skip
 
 
