@@ -91,7 +91,7 @@ class Progress:
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
         )
-        with RichProgress(*columns, console=self._console()) as live:
+        with RichProgress(*columns, console=self._console(), transient=True) as live:
             yield _Live(live, live.add_task(label, total=total, note=""))
 
 

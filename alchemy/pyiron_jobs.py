@@ -131,7 +131,7 @@ def open_project(project: Path) -> Any:
     (folder / RESOURCES).mkdir(parents=True, exist_ok=True)
     config = folder / CONFIG
     text = (
-        f"[DEFAULT]\nFILE = {folder / DATABASE}\nPROJECT_PATHS = {folder}\n"
+        f"[DEFAULT]\nFILE = {folder / DATABASE}\nPROJECT_PATHS = {folder.parent}\n"
         f"RESOURCE_PATHS = {folder / RESOURCES}\n"
     )
     if not config.is_file() or config.read_text("utf-8") != text:
@@ -196,7 +196,8 @@ def _pyiron_environment(folder: Path) -> Iterator[None]:
         del os.environ[name]
     ours = {
         "PYIRONSQLFILE": str(folder / DATABASE),
-        "PYIRONPROJECTPATHS": str(folder),
+        # the parent: where a project is its own top, pyiron stores './', asks for '' and finds nothing
+        "PYIRONPROJECTPATHS": str(folder.parent),
         "PYIRONRESOURCEPATHS": str(folder / RESOURCES),
     }
     os.environ.update(ours)

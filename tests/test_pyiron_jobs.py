@@ -78,8 +78,8 @@ class Place:
 
     def request(self, seed: int, **changed: Any) -> dict[str, Any]:
         atoms = bulk("Cu", cubic=True)
-        atoms.rattle(0.05, seed=seed)
-        if seed < 0:
+        atoms.rattle(0.05, seed=abs(seed))
+        if seed < 0:  # a wreck that no calculator sees
             atoms.positions[1] = atoms.positions[0] + 0.1
         return {
             "structure": atoms_to_document(atoms),
@@ -126,6 +126,7 @@ def test_labels_are_finished_jobs_with_the_numbers_of_the_plain_task(place, hand
     assert records[3].reason == "overlapping-atoms"
     assert records[3].message
     assert len(place.evaluations()) == 3
+    assert len(open_project(place.project).job_table(recursive=False)) == 4
     assert place.status() == {job_name(r.key): "finished" for r in records[:4]}
     assert set(open_project(place.project).job_table()["chemicalformula"]) == {"Cu4"}
     output = open_project(place.project).load(job_name(records[0].key)).output
@@ -149,8 +150,8 @@ def test_labels_are_finished_jobs_with_the_numbers_of_the_plain_task(place, hand
 def test_a_program_that_breaks_is_an_aborted_job_and_the_next_call_repeats_it(place):
     request = place.request(0)
     place.mood("break")
-    with pytest.raises(EnvironmentProblemError, match="1 of 2 pyiron jobs .*out of luck") as caught:
-        label_as_jobs([request, place.request(-1)], place.project)  # a wreck needs no calculator
+    with pytest.raises(EnvironmentProblemError, match=r"1 of 2 pyiron jobs .*out of luck") as caught:
+        label_as_jobs([request, place.request(-1)], place.project)
     assert job_name(label_key_of(request)) in str(caught.value)
     assert sorted(place.status().values()) == ["aborted", "finished"]
     place.mood("")
@@ -160,7 +161,7 @@ def test_a_program_that_breaks_is_an_aborted_job_and_the_next_call_repeats_it(pl
 
 def test_what_is_wrong_for_every_label_is_raised_as_what_it_is(place):
     wrong = {"calculator": "alchemy_no_such_module.Calculator"}
-    with pytest.raises(EnvironmentProblemError, match="^calculator 'alchemy_no_such_module"):
+    with pytest.raises(EnvironmentProblemError, match=r"^calculator 'alchemy_no_such_module"):
         label_as_jobs([place.request(seed, options=wrong) for seed in (0, 1)], place.project)
     assert list(place.status().values()) == ["aborted"]
 
@@ -201,18 +202,71 @@ def test_settings_of_a_pyiron_in_use_come_back_and_a_project_has_one_worker(plac
 
 
 CAMPAIGN = """\
+alchemy: 1
 name: copper
 elements: [Cu]
+seed: 3
 fidelities:
   emt: {labeler: emt}
+model: {preset: nano, committee: 2, cutoff: 4 A, train: {steps: 5, batch: 4}}
+start:
+  - rattle: {structures: cu.xyz, count: 4, stdev: 0.05 A}
+    label: {emt: all}
+test:
+  - rattle: {structures: cu.xyz, count: 2, stdev: 0.08 A}
+    label: [emt]
+explore:
+  - md: {T: [300 K], time: 40 fs, timestep: 2 fs, walkers: 1}
+select: {per_round: 2, random: 0.5, threshold: 1 meV/A}
+stop: {rounds: 1}
+run: {where: inline, gpus: 0}
 """
+LOOK = "import pyiron_base as p, sys; print(list(p.Project(sys.argv[1]).job_table()['status']))"
 
 
-def test_nothing_is_written_to_the_home_or_where_the_command_is_given(tmp_path):
-    for name in ("home", "cwd", "input"):
+def test_the_command_writes_to_its_project_only_and_a_pyiron_session_sees_it(tmp_path):
+    given, project = tmp_path / "given", tmp_path / "my project"
+    for name in ("home", "cwd", "given"):
         (tmp_path / name).mkdir()
-    given, project = tmp_path / "input", tmp_path / "project"
-    text = subprocess.run(
-        [sys.executable, "-m", "alchemy", "init", "-h"], capture_output=True, text=True, check=True
+    (given / "campaign.yaml").write_text(CAMPAIGN, encoding="utf-8")
+    write(given / "cu.xyz", bulk("Cu", cubic=True), format="extxyz")
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("PYIRON")}
+    environment = {**clean, "HOME": str(tmp_path / "home")}
+    command = [sys.executable, "-P", "-m", "alchemy", "label", str(given / "cu.xyz"), "--json"]
+    command += ["--campaign", str(given), "--with", "emt", "--out", str(given / "out.extxyz")]
+    command += ["--pyiron", str(project)]
+    ours = subprocess.run(
+        # a pyiron of the user's, which must not be touched
+        command,
+        cwd=tmp_path / "cwd",
+        env={**environment, "PYIRONSQLFILE": str(tmp_path / "home/theirs.db")},
+        capture_output=True,
+        text=True,
     )
-    assert text
+    assert ours.returncode == 0, ours.stderr
+    found = json.loads(ours.stdout)
+    assert found["records"] == str(project)
+    assert [row["status"] for row in found["labels"]] == ["ok"]
+    theirs = subprocess.run(
+        [sys.executable, "-c", LOOK, str(project)],
+        cwd=project,
+        env={**environment, "PYIRONCONFIG": str(project / CONFIG)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert theirs.stdout.strip() == "['finished']"
+    assert not list((tmp_path / "home").iterdir())
+    assert not list((tmp_path / "cwd").iterdir())
+    assert sorted(p.name for p in given.iterdir()) == ["campaign.yaml", "cu.xyz", "out.extxyz"]
+
+
+def test_store_and_pyiron_exclude_each_other(tmp_path, monkeypatch, capsys):
+    from alchemy.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    Path("campaign.yaml").write_text(CAMPAIGN, encoding="utf-8")
+    write("cu.xyz", bulk("Cu", cubic=True), format="extxyz")
+    words = ["label", "cu.xyz", "--campaign", ".", "--with", "emt", "--store", "s", "--pyiron", "p"]
+    assert main(words) == 2
+    assert "leave --store out" in capsys.readouterr().err
