@@ -84,6 +84,13 @@ def label(
     good = [record for record in records if record.status == "ok"]
     if good:
         _write(good, out)
+    _report(records, out, root, as_json=as_json)
+    click.get_current_context().exit(0 if good else NOTHING_LABELLED)
+
+
+def _report(records: list[LabelRecord], out: Path, root: Path, *, as_json: bool) -> None:
+    """One row per frame, and what is where."""
+    good = sum(record.status == "ok" for record in records)
     rows = [_row(n, record) for n, record in enumerate(records)]
     failed = Counter(record.reason for record in records if record.status != "ok")
     if as_json:
@@ -99,8 +106,7 @@ def label(
                 click.echo(f"frame {row['frame']}: {row['message']}")
         reasons = "".join(f", {n} failed: {reason}" for reason, n in failed.items())
         place = f" in {out}" if good else ""
-        click.echo(f"{count(len(good), 'label')}{place}{reasons}; records in {root}")
-    click.get_current_context().exit(0 if good else NOTHING_LABELLED)
+        click.echo(f"{count(good, 'label')}{place}{reasons}; records in {root}")
 
 
 def _requests(

@@ -115,9 +115,7 @@ def label_key_of(request: Request) -> str:
     from alchemy.identity import label_key, structure_uid
     from alchemy.labelers.base import fingerprint, make_labeler
 
-    labeler = make_labeler(
-        request["labeler"], request["options"], base_dir=Path(request["base_dir"])
-    )
+    labeler = make_labeler(request["labeler"], request["options"], base_dir=Path(request["base_dir"]))
     uid = structure_uid(atoms_from_document(request["structure"]))
     return label_key(uid, request["fidelity"], fingerprint(labeler))
 

@@ -150,7 +150,7 @@ def test_labels_are_finished_jobs_with_the_numbers_of_the_plain_task(place, hand
 def test_a_program_that_breaks_is_an_aborted_job_and_the_next_call_repeats_it(place):
     request = place.request(0)
     place.mood("break")
-    with pytest.raises(EnvironmentProblemError, match=r"1 of 2 pyiron jobs .*out of luck") as caught:
+    with pytest.raises(EnvironmentProblemError, match=r"1 of 2 .*out of luck") as caught:
         label_as_jobs([request, place.request(-1)], place.project)
     assert job_name(label_key_of(request)) in str(caught.value)
     assert sorted(place.status().values()) == ["aborted", "finished"]

@@ -3,8 +3,8 @@
     python tests/bench/force_call.py
     python tests/bench/force_call.py --data DIR --peers-bench DIR --peers-venvs DIR
 
-One call of the model with its neighbour list already made; weights do not require gradients. 3BPA needs
---data; the Pd cells need nothing. The cutoff is 5 Å.
+One call of the model with its neighbour list already made; weights do not require gradients.
+3BPA needs --data; the Pd cells need nothing. The cutoff is 5 Å.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from harness import (
     timed,
 )
 
+from tace.model import n_parameters
+
 
 def systems(folder: Path | None) -> dict[str, Atoms]:
     """By name; 3BPA only where its file is given."""
@@ -45,11 +47,16 @@ def alone(size: str, atoms: Atoms, seconds: float) -> Record:
         L_max=SIZES[size],
         avg_neighbors=20.0,
         e0=dict.fromkeys(elements, 0.0),
-    ).requires_grad_(False)
+    )
+    parameters = n_parameters(model)
+    model.requires_grad_(False)
     graph = ours.graph(model, atoms)
     batch = ours.batch(model, [graph])
     times = timed(lambda: ours.call(model, batch, training=False), seconds=seconds)
-    return {"model": "ours", "atoms": len(atoms), "edges": 2 * len(graph.pairs.i), **times}
+    return {
+        "model": "ours", "atoms": len(atoms), "edges": 2 * len(graph.pairs.i),
+        "parameters": parameters, **times,
+    }  # fmt: skip
 
 
 def from_peer(r: Record) -> Record:

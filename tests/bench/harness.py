@@ -1,13 +1,14 @@
 """What the benchmark scripts share: sizes, systems, timing, and the run of the peers beside ours.
 
-Nothing is asserted. Times are CPU time of this process on one thread, which other work on the machine
-disturbs far less than wall time; even so only figures of one run should be compared.
+Nothing is asserted. Times are CPU time of this process on one thread, which other work on the
+machine disturbs far less than wall time; even so only figures of one run should be compared.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import gc
 import json
 import os
@@ -49,7 +50,7 @@ def options(doc: str | None, *, seconds: float) -> argparse.ArgumentParser:
     parser.add_argument("--peers-bench", type=Path, help="directory of common.py and peer_*.py")
     parser.add_argument("--peers-venvs", type=Path, help="directory of one virtual env per peer")
     parser.add_argument(
-        "--models", default="mace,ours,tace01", help="what to run, in this order, with --peers-bench"
+        "--models", default="mace,ours,tace01", help="what runs with --peers-bench, in this order"
     )
     return parser
 
@@ -72,7 +73,9 @@ def machine() -> Record:
     model = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        model = next((x.split(":", 1)[1].strip() for x in lines if x.startswith("model name")), model)
+        model = next(
+            (x.split(":", 1)[1].strip() for x in lines if x.startswith("model name")), model
+        )
     return {"cpu": model, "cores": os.cpu_count(), "load1": round(os.getloadavg()[0], 1)}
 
 
@@ -82,7 +85,7 @@ def emit(record: Record) -> None:
     print(json.dumps(short), flush=True)
 
 
-# systems --------------------------------------------------------------------------------------------
+# systems ------------------------------------------------------------------------------------------
 
 
 def palladium(cells: int) -> Atoms:
@@ -121,7 +124,7 @@ def split_3bpa(folder: Path | None) -> tuple[list[Atoms], list[Atoms]]:
     return [frames[n] for n in order[50:]], [frames[n] for n in order[:50]]
 
 
-# timing ---------------------------------------------------------------------------------------------
+# timing -------------------------------------------------------------------------------------------
 
 
 def _status(name: str) -> float:
@@ -138,6 +141,8 @@ class PeakMemory:
 
     def __init__(self) -> None:
         gc.collect()
+        with contextlib.suppress(OSError, AttributeError):  # give freed memory back: glibc only
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
         self.start = _status("VmRSS")
@@ -148,9 +153,9 @@ class PeakMemory:
 
 def timed(call: Callable[[], object], *, seconds: float, warmup: int = 4, least: int = 5) -> Record:
     """Median and least CPU milliseconds of a call, and the median wall time."""
+    memory, cpu, wall = PeakMemory(), [], []
     for _ in range(warmup):
         call()
-    memory, cpu, wall = PeakMemory(), [], []
     end = time.perf_counter() + seconds
     while len(cpu) < least or (len(cpu) < 60 and time.perf_counter() < end):
         start = time.process_time(), time.perf_counter()
@@ -166,7 +171,7 @@ def timed(call: Callable[[], object], *, seconds: float, warmup: int = 4, least:
     }
 
 
-# peers beside ours ----------------------------------------------------------------------------------
+# peers beside ours --------------------------------------------------------------------------------
 
 
 class Peers:
@@ -215,7 +220,9 @@ class Peers:
     def in_slices(self, what: str, size: str, *rest: object) -> Iterator[Record]:
         """All models started at once; they hand on a token, so that one works at a time."""
         token = self.folder / f"turn-{size}.json"
-        token.write_text(json.dumps({"active": self.names, "turn": self.names[0]}), encoding="utf-8")
+        token.write_text(
+            json.dumps({"active": self.names, "turn": self.names[0]}), encoding="utf-8"
+        )
         running = [
             self._start(n, what, size, *rest, "--turn-file", token, "--turn-name", n)
             for n in self.names

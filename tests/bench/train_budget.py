@@ -3,9 +3,9 @@
     python tests/bench/train_budget.py --data DIR --seconds 100
     python tests/bench/train_budget.py --data DIR --peers-bench DIR --peers-venvs DIR
 
-450 frames to train and 50 to validate, batches of 5, constant learning rate 1e-2, Adam AMSGrad, clip 10,
-EMA 0.99, loss energy per atom 1 : forces 10 (a peer uses its own weights). Only training counts; the
-error is that of the averaged weights. With peers, all train in turns of 20 seconds.
+450 frames to train and 50 to validate, batches of 5, constant learning rate 1e-2, Adam AMSGrad,
+clip 10, EMA 0.99, loss energy per atom 1 : forces 10 (a peer uses its own weights). Only training
+counts; the error is that of the averaged weights. With peers, all train in turns of 20 seconds.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ def alone(size: str, folder: Path | None, seconds: float, threads: int) -> Itera
                 order = rng.permutation(len(train)).tolist()
             chosen, order = order[:BATCH], order[BATCH:]
             start = time.process_time()
-            training.step(*training.prepared([train[n] for n in chosen], [graphs[n] for n in chosen]))
+            frames, ready = [train[n] for n in chosen], [graphs[n] for n in chosen]
+            training.step(*training.prepared(frames, ready))
             used, steps = used + time.process_time() - start, steps + 1
         yield {
             "bench": "train_budget", "model": "ours", "size": size, "used_s": used, "steps": steps,
@@ -77,7 +78,7 @@ def main() -> None:
     records = []
     with peers(args) as others:
         for size in args.sizes:
-            extra = ["--clock", "cpu", "--budget", args.seconds, "--n-eval", MARKS, "--batch", BATCH]
+            extra = f"--clock cpu --budget {args.seconds} --n-eval {MARKS} --batch {BATCH}".split()
             for record in map(from_peer, others.in_slices("train-budget", size, *extra)):
                 emit(record)
                 records.append(record)

@@ -3,8 +3,8 @@
     python tests/bench/train_step.py --data DIR
     python tests/bench/train_step.py --data DIR --peers-bench DIR --peers-venvs DIR
 
-A batch of 5 frames (135 atoms), already made: forward, forces, backward through the forces, clip, Adam,
-average of the weights.
+A batch of 5 frames (135 atoms), already made: forward, forces, backward through the forces, clip,
+Adam, average of the weights.
 """
 
 from __future__ import annotations
