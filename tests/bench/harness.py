@@ -249,6 +249,6 @@ def ratios(records: Sequence[Record], *, value: str, by: Sequence[str]) -> None:
         if value in r:
             table.setdefault(tuple(r[k] for k in by), {})[r["model"]] = r[value]
     for key, row in table.items():
-        if "ours" in row:
+        if "ours" in row and len(row) > 1:
             found = {f"ours/{name}": row["ours"] / x for name, x in row.items() if name != "ours"}
             emit({"bench": "ratio", "of": value, **dict(zip(by, key, strict=True)), **found})
