@@ -143,7 +143,8 @@ def cost_at_training(facts: CampaignFacts, position: int) -> float:
             return before
     own = label_cpu_s(facts.rounds[position])
     spent = total(branch(facts.rounds[position], "cost", "labels_cpu_s"))
-    return spent if math.isnan(own) else spent - own
+    # the two sums run in different orders: their last bits must not make a negative price
+    return spent if math.isnan(own) else max(0.0, spent - own)
 
 
 def latest(facts: CampaignFacts, *path: str) -> Tree:
