@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -135,12 +134,3 @@ class CommitteeScores:
     def per_structure(self, per_atom: np.ndarray) -> list[np.ndarray]:
         """Cut an array over atoms into one piece per structure."""
         return np.split(per_atom, np.cumsum(self.n_atoms)[:-1]) if len(self.n_atoms) else []
-
-
-Stage = Callable[[Context, Any], dict[str, Any]]
-
-
-def timed(function: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], float]:
-    """Result and wall seconds."""
-    started = time.perf_counter()
-    return function(), time.perf_counter() - started
