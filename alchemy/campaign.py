@@ -163,7 +163,7 @@ def _loop(context: Context, until: int | None) -> Outcome:
             _start_round(context, state)
         else:
             last = _stop_of(context, number - 1)
-            _train_and_test(context, state)
+            _train_and_test(context, state, final=last is not None)
             if last is not None:
                 return _finish(context, state, last)
             _buy_labels(context, state)
@@ -206,8 +206,8 @@ def _start_round(context: Context, state: RoundState) -> None:
     _do(state, "label", buy)
 
 
-def _train_and_test(context: Context, state: RoundState) -> None:
-    _do(state, "train", lambda: model.train(context, state))
+def _train_and_test(context: Context, state: RoundState, *, final: bool) -> None:
+    _do(state, "train", lambda: model.train(context, state, final=final))
     _do(state, "test", lambda: model.test(context, state))
     context.progress.message(_summary(context, state))
 

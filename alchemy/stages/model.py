@@ -19,10 +19,16 @@ from .context import CommitteeScores, Context
 PARITY_POINTS = 1500
 
 
-def train(context: Context, state: RoundState) -> dict[str, Any]:
-    """K tasks; each member has its own seed and holds out its own structures."""
+def train(context: Context, state: RoundState, *, final: bool = False) -> dict[str, Any]:
+    """K tasks; each member has its own seed and holds out its own structures.
+
+    Args:
+        final: nothing is explored with this committee, so that it needs no cold member.
+    """
     snapshot = context.store.snapshot()
     requests = [_request(context, state.number, k, snapshot) for k in range(context.members)]
+    for member, request in enumerate(requests):
+        request["init"] = _warm_start(context, state.number, member, final=final)
     results = context.run(tasks.train_member, requests, resource="GPU", what="train committee")
     table = counts(snapshot, context.fidelities)
     state.facts.update(target=context.target, fidelities=list(context.fidelities))
@@ -78,7 +84,6 @@ def _request(context: Context, number: int, member: int, snapshot: Snapshot) -> 
         "split_seed": context.seed("split", member),  # the same bag every round: no leak by warm start
         "seed": context.seed(number, "train", member),
         "member": member,
-        "init": _warm_start(context, number, member),
         "threads": context.campaign.run.threads_per_worker,
         "inline": context.inline,
         "out": str(context.home.members(number, context.members)[member]),
@@ -91,11 +96,11 @@ def _numbers(symbols: Sequence[str]) -> list[int]:
     return [atomic_numbers[s] for s in symbols]
 
 
-def _warm_start(context: Context, number: int, member: int) -> str | None:
-    """The member of the round before, except for one cold member per round, which guards against drift."""
+def _warm_start(context: Context, number: int, member: int, *, final: bool) -> str | None:
+    """The member of the round before; one member per round starts cold, as a guard against shared drift."""
     if not context.campaign.model.train.warm_start or number <= 1:
         return None
-    if (number + member) % context.members == 0:
+    if not final and (number + member) % context.members == 0:
         return None
     return str(context.home.members(number - 1, context.members)[member])
 
