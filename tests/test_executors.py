@@ -83,7 +83,7 @@ def test_an_existing_scheduler_is_used_by_its_address(local):
 
 
 def test_an_address_where_nobody_answers_is_an_environment_problem():
-    with pytest.raises(EnvironmentProblemError, match="tcp://127.0.0.1:9"):
+    with pytest.raises(EnvironmentProblemError, match=r"tcp://127\.0\.0\.1:9"):
         make_executor(
             "tcp://127.0.0.1:9", workers="auto", threads_per_worker=1, gpus=0, interrupt=Interrupt()
         )

@@ -175,7 +175,12 @@ def test_the_choice_is_the_same_in_every_process():
 
 @pytest.mark.parametrize(
     ("name", "one", "four"),
-    [("nano", 19008, 39792), ("small", 103024, 235216), ("medium", 334032, 862608), ("large", 1699216, 4796176)],
+    [
+        ("nano", 19008, 39792),
+        ("small", 103024, 235216),
+        ("medium", 334032, 862608),
+        ("large", 1699216, 4796176),
+    ],
 )
 def test_presets_have_the_documented_numbers_of_parameters(name, one, four):
     from tace.config import preset
