@@ -241,6 +241,3 @@ class Keep(Block):
     label_directories: Literal["failed", "all", "none"] = Field(
         default="failed", description="Scratch folders of labels to keep: failed, all or none"
     )
-    candidates: Literal["all"] = Field(
-        default="all", description="Explored frames that stay in the store"
-    )

@@ -6,6 +6,7 @@ Arrays are JSON lists of float64 in shortest round-trip form, so reading gives t
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 from collections.abc import Mapping
@@ -52,6 +53,11 @@ def _sync_directory(directory: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def finite_or_none(value: float) -> float | None:
+    """NaN and infinity become null: JSON has neither."""
+    return float(value) if math.isfinite(value) else None
 
 
 def read_json(path: Path) -> Any:

@@ -19,6 +19,7 @@ from .records import (
     LabelRecord,
     atoms_from_document,
     atoms_to_document,
+    finite_or_none,
     read_json,
     write_json_atomic,
 )
@@ -116,7 +117,7 @@ def explore(request: dict[str, Any]) -> dict[str, Any]:
                 "step": c.step,
                 "time_fs": c.time_fs,
                 "temperature_K": c.temperature_K,
-                "expected_error_eV_per_A": _finite(c.expected_error_eV_per_A),
+                "expected_error_eV_per_A": finite_or_none(c.expected_error_eV_per_A),
             }
             for c in result.candidates
         ],
@@ -127,7 +128,7 @@ def explore(request: dict[str, Any]) -> dict[str, Any]:
                 "steps": w.steps,
                 "outcome": w.outcome,
                 "time_fs": w.time_fs,
-                "max_expected_error_eV_per_A": _finite(w.max_expected_error_eV_per_A),
+                "max_expected_error_eV_per_A": finite_or_none(w.max_expected_error_eV_per_A),
             }
             for w in result.walkers
         ],
@@ -185,7 +186,3 @@ def read_candidates(path: Path) -> dict[str, Any]:
     """What `explore` wrote."""
     document: dict[str, Any] = read_json(path)
     return document
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None

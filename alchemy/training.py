@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from .records import read_json, write_json_atomic
+from .records import finite_or_none, read_json, write_json_atomic
 
 PR_SET_PDEATHSIG = 1
 
@@ -95,7 +95,7 @@ def train(request: dict[str, Any]) -> dict[str, Any]:
         "member": request["member"],
         "steps": result.steps,
         "best_step": result.best_step,
-        "valid_force_rmse_eV_per_A": _finite(result.last_force_rmse_eV_per_A),
+        "valid_force_rmse_eV_per_A": finite_or_none(result.last_force_rmse_eV_per_A),
         "train_frames": len(inside),
         "valid_frames": len(outside),
         "warm_start": request["init"] is not None,
@@ -127,10 +127,6 @@ def _model(request: dict[str, Any], frames: list[Any]) -> Any:
     facts = statistics(frames, config, numbers)
     model.set_reference(facts.e0_eV, facts.scale_eV_per_A, facts.shift_eV_per_atom)
     return model.to(device)
-
-
-def _finite(value: float) -> float | None:
-    return value if value == value and abs(value) != float("inf") else None
 
 
 def _config(request: dict[str, Any], frames: list[Any]) -> Any:

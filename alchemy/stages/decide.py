@@ -19,6 +19,7 @@ from .. import tasks
 from ..datasets import TRAIN, counts, labelled, total_labels
 from ..identity import label_key
 from ..plugins import find
+from ..records import finite_or_none
 from ..state import RoundState
 from ..store import EventRow, SplitRow
 from .context import CommitteeScores, Context
@@ -57,7 +58,7 @@ def select(
                 "uid": part.uids[pick.index],
                 "fidelities": [fidelity],
                 "why": pick.why,
-                "expected_error_eV_per_A": _finite(part.expected_error_eV_per_A[pick.index]),
+                "expected_error_eV_per_A": finite_or_none(part.expected_error_eV_per_A[pick.index]),
             }
         reasons = {part.uids[n]: why for n, why in choice.rejected.items()} | reasons
     rejected = {uid: why for uid, why in reasons.items() if uid not in picked}
@@ -113,6 +114,9 @@ def _pool(
         worst_decile(calibration.expected_error(a.numbers, s))
         for a, s in zip(frames, spreads, strict=True)
     ]
+    found_by = {
+        e.structure_uid: e.sampler for e in snapshot.events(kind="candidate", round=state.number)
+    }
     parts = snapshot.part_of()
     known = sorted(
         {r.structure_uid for r in snapshot.labels() if parts.get(r.structure_uid) == TRAIN}
@@ -122,7 +126,7 @@ def _pool(
         uids=tuple(uids),
         expected_error_eV_per_A=np.array(expected),
         features=scores.features,
-        sources=tuple("md" for _ in uids),
+        sources=tuple(found_by[uid] for uid in uids),
         max_force_eV_per_A=np.array([np.linalg.norm(f, axis=1).max() for f in forces]),
         train_features=train.features,
     )
@@ -207,8 +211,8 @@ def _fresh(
     measured = errors(frames, scores.prediction())
     out: dict[str, Any] = {
         "frames": len(rows),
-        "force_rmse_eV_per_A": _finite(measured.force_rmse_eV_per_A),
-        "energy_rmse_eV_per_atom": _finite(measured.energy_rmse_eV_per_atom),
+        "force_rmse_eV_per_A": finite_or_none(measured.force_rmse_eV_per_A),
+        "energy_rmse_eV_per_atom": finite_or_none(measured.energy_rmse_eV_per_atom),
     }
     pieces = scores.per_structure(scores.mean_forces_eV_per_A)
     error = [
@@ -224,7 +228,7 @@ def _fresh(
     if fidelity == context.target:
         numbers = np.concatenate([f.atoms.numbers for f in frames])
         everything = np.concatenate(error)
-        out["coverage_90"] = _finite(
+        out["coverage_90"] = finite_or_none(
             calibration.coverage(numbers, scores.force_spread_eV_per_A, everything)
         )
         tasks.write_arrays(
@@ -274,7 +278,3 @@ def refit(context: Context, state: RoundState) -> tuple[Calibration, dict[str, l
         "number": data["numbers"][mask][::step].tolist(),
     }
     return fitted, pairs
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
