@@ -11,7 +11,7 @@ import click
 
 from alchemy.cli_paths import count
 from alchemy.config import Campaign, campaign_warnings
-from alchemy.errors import AlchemyError
+from alchemy.errors import AlchemyError, InputError
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -86,6 +86,14 @@ def _read_structures(campaign: Campaign, findings: Findings) -> list[Atoms]:
                 "elements": sorted({s for a in found for s in a.get_chemical_symbols()}),
                 "periodic": any(bool(a.pbc.any()) for a in found),
             }
+        )
+    wires = [a for a in frames if int(a.pbc.sum()) == 1]
+    if wires and campaign.model.les:
+        findings.blame(
+            InputError(
+                f"model.les: {wires[0].get_chemical_formula()} is periodic along one axis only, which latent "
+                "Ewald summation does not treat; give it vacuum and three periodic axes, or set les: false"
+            )
         )
     return frames
 

@@ -146,7 +146,7 @@ def _train(
     from alchemy.datasets import split_validation
     from alchemy.identity import seed_for
     from tace.committee import Committee
-    from tace.data import statistics
+    from tace.reference import statistics
 
     config = _config(dataset, options)
     inside, outside = split_validation(
@@ -174,7 +174,7 @@ def _config(dataset: Dataset, options: dict[str, Any]) -> TaceConfig:
     from dataclasses import replace
 
     from tace.config import preset
-    from tace.data import mean_neighbors
+    from tace.reference import mean_neighbors
 
     config = preset(
         options["preset"],
@@ -203,10 +203,11 @@ def _member(
     from tace.data import make_samples
     from tace.io import save_model
     from tace.model import Tace
+    from tace.reference import set_statistics
     from tace.train import TrainSettings, fit
 
     model = Tace(config, seed=seed)
-    model.set_reference(facts.e0_eV, facts.scale_eV_per_A, facts.shift_eV_per_atom)
+    set_statistics(model, facts)
     model.to(device)
     settings = TrainSettings(
         steps=options["steps"],

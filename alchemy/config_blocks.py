@@ -118,6 +118,10 @@ class Model(Block):
     dtype: Literal["float32", "float64"] = Field(
         default="float32", description="Precision of the network: float32 or float64"
     )
+    les: bool = Field(
+        default=True, description="Long-range electrostatics of learned charges (latent Ewald summation)"
+    )
+    zbl: bool = Field(default=False, description="Screened nuclear repulsion at short range")
     train: Train = Field(default_factory=Train, description="How each member is trained")
     overrides: Overrides = Field(
         default_factory=Overrides, description="Single hyperparameters that replace the preset's"

@@ -113,9 +113,9 @@ def _model(request: dict[str, Any], frames: list[Any]) -> Any:
     """A new model with the statistics of the frames, or the one to continue from."""
     import torch
 
-    from tace.data import statistics
     from tace.io import load_model
     from tace.model import Tace
+    from tace.reference import set_statistics, statistics
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if request["init"] is not None:
@@ -125,7 +125,7 @@ def _model(request: dict[str, Any], frames: list[Any]) -> Any:
     model = Tace(config, seed=request["seed"], dtype=getattr(torch, request["dtype"]))
     numbers = {f: {int(z): e for z, e in own.items()} for f, own in request["e0_eV"].items()}
     facts = statistics(frames, config, numbers)
-    model.set_reference(facts.e0_eV, facts.scale_eV_per_A, facts.shift_eV_per_atom)
+    set_statistics(model, facts)
     return model.to(device)
 
 
@@ -133,7 +133,7 @@ def _config(request: dict[str, Any], frames: list[Any]) -> Any:
     from dataclasses import replace
 
     from tace.config import preset
-    from tace.data import mean_neighbors
+    from tace.reference import mean_neighbors
 
     settings = {
         "elements": request["elements"],

@@ -16,13 +16,13 @@ _HOME = {
     "TaceCalculator": "calculator",
     "TaceConfig": "config",
     "TaceError": "errors",
-    "TrainSettings": "train",
+    "TrainSettings": "settings",
     "fit": "train",
     "load_model": "io",
     "make_samples": "data",
     "preset": "config",
     "save_model": "io",
-    "statistics": "data",
+    "statistics": "reference",
 }
 
 __all__ = [

@@ -7,8 +7,8 @@ edges of each receiver in K padded slots so that aggregation is a batched matrix
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,11 @@ import torch
 from ase import Atoms
 from torch import Tensor
 
+from .config import InputConfig
 from .errors import DataError, UnknownElementError
+from .inputs import read_inputs
 from .neighbors import Pairs, find_pairs
+from .quantities import INPUTS
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class Graph:
     pbc: np.ndarray  # [3]
     pairs: Pairs
     fidelity: int = 0
+    inputs: Mapping[str, np.ndarray] = field(default_factory=dict)  # conditions, by their names
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,7 @@ class Batch:
     positions: Tensor  # [A,3] float64, sorted by element
     cells: Tensor  # [S,3,3] float64
     periodic: Tensor  # [S] bool: all three axes
+    pbc: Tensor  # [S,3] bool
     structure: Tensor  # [A] owner of each atom
     species: Tensor  # [A]
     species_counts: tuple[int, ...]  # atoms of each element, a partition of the sorted axis
@@ -59,6 +64,7 @@ class Batch:
     slot_sign: Tensor  # [A·K] +1 where the receiver is the pair's i, −1 where it is j, 0 for padding
     pair_slots: Tensor  # [2, P+1] the two slots of each pair; the dummy's are arbitrary
     n_atoms: Tensor  # [S]
+    inputs: Mapping[str, Tensor]  # [S, ...] or [A, ...] (sorted) float64, by the names of `quantities.INPUTS`
     padding: float = 1.0  # slots per real edge, for diagnosis
 
     @property
@@ -70,7 +76,7 @@ class Batch:
         moved: dict[str, Any] = {
             name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
         }
-        return replace(self, **moved)
+        return replace(self, **moved, inputs={k: v.to(device) for k, v in self.inputs.items()})
 
 
 def species_index(numbers: np.ndarray, elements: Sequence[int]) -> np.ndarray:
@@ -91,12 +97,19 @@ def species_index(numbers: np.ndarray, elements: Sequence[int]) -> np.ndarray:
     return np.asarray(species)
 
 
-def make_graph(atoms: Atoms, elements: Sequence[int], *, cutoff: float, fidelity: int = 0) -> Graph:
-    """Species and pairs of one structure.
+def make_graph(
+    atoms: Atoms,
+    elements: Sequence[int],
+    *,
+    cutoff: float,
+    fidelity: int = 0,
+    inputs: Sequence[InputConfig] = (),
+) -> Graph:
+    """Species, pairs and conditions of one structure.
 
     Raises:
         UnknownElementError: an element outside `elements`.
-        DataError: no atoms, non-finite coordinates or an impossible cell.
+        DataError: no atoms, non-finite coordinates, an impossible cell, or a condition that is missing.
     """
     if len(atoms) == 0:
         raise DataError("a structure without atoms cannot be evaluated")
@@ -109,7 +122,8 @@ def make_graph(atoms: Atoms, elements: Sequence[int], *, cutoff: float, fidelity
         pairs = find_pairs(positions, cell, pbc, cutoff=cutoff)
     except ValueError as error:
         raise DataError(f"{atoms.get_chemical_formula()}: {error}") from error
-    return Graph(positions, species_index(atoms.numbers, elements), cell, pbc, pairs, fidelity)
+    species = species_index(atoms.numbers, elements)
+    return Graph(positions, species, cell, pbc, pairs, fidelity, read_inputs(atoms, inputs))
 
 
 def collate(graphs: Sequence[Graph], n_species: int) -> Batch:
@@ -136,6 +150,7 @@ def collate(graphs: Sequence[Graph], n_species: int) -> Batch:
         structure=as_tensor(structure[order]),
         species=as_tensor(species[order]),
         species_counts=tuple(np.bincount(species, minlength=n_species).tolist()),
+        pbc=as_tensor(np.stack([g.pbc for g in graphs])),
         fidelity=as_tensor(np.array([g.fidelity for g in graphs], dtype=np.int64)),
         original=as_tensor(place),
         pair_i=as_tensor(i),
@@ -143,8 +158,20 @@ def collate(graphs: Sequence[Graph], n_species: int) -> Batch:
         pair_shift=as_tensor(shift),
         pair_structure=as_tensor(owner),
         n_atoms=as_tensor(counts),
+        inputs=_inputs(graphs, order),
         **slots,
     )
+
+
+def _inputs(graphs: Sequence[Graph], order: np.ndarray) -> dict[str, Tensor]:
+    found = {}
+    for name in graphs[0].inputs:
+        values = [g.inputs[name] for g in graphs]
+        if INPUTS[name].scope == "structure":
+            found[name] = torch.from_numpy(np.stack(values))
+        else:
+            found[name] = torch.from_numpy(np.concatenate(values)[order])
+    return found
 
 
 def _slots(i: np.ndarray, j: np.ndarray, n_atoms: int) -> dict[str, Any]:

@@ -1,10 +1,10 @@
-"""ASE calculator: the committee mean, with the spread of energy and of the force on each atom."""
+"""ASE calculator: the committee mean of every quantity, with the spread of energies and forces."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from ase import Atoms
@@ -12,15 +12,29 @@ from ase.calculators.calculator import Calculator, all_changes
 
 from .committee import Committee
 from .errors import ModelFileError
+from .inputs import read_inputs
+from .properties import predict
+from .responses import available
+
+# ASE's name of a quantity, and ours
+ALIASES = {
+    "energies": "atomic_energies",
+    "charges": "charges",
+    "dipole": "dipole",
+    "born_effective_charges": "born_charges",
+}
 
 
 class TaceCalculator(Calculator):
     """Energy (eV), forces (eV/Å), stress (eV/Å³, ASE sign) of one model or of a committee.
 
-    `results` also holds `force_spread` [A] (eV/Å) and `energy_spread` (eV); NaN for one model.
+    `results` also holds `force_spread` [A] (eV/Å) and `energy_spread` (eV); NaN for one model. Whatever
+    else the model predicts (`tace.responses.available`) is had by `get_property(name)`, under its own
+    name and, where ASE has one (energies, charges, dipole, born_effective_charges), under that. Conditions
+    such as a total charge or a field are read from `atoms.info` and `atoms.arrays`.
     """
 
-    implemented_properties: ClassVar[list[str]] = [
+    implemented_properties: list[str] = [  # noqa: RUF012  (ASE's; an instance adds what its model has)
         "energy", "free_energy", "forces", "stress", "force_spread", "energy_spread",
     ]  # fmt: skip
 
@@ -40,6 +54,10 @@ class TaceCalculator(Calculator):
         super().__init__(**kwargs)
         self.committee = models if isinstance(models, Committee) else _load(models, device)
         self.fidelity = fidelity or self.committee.fidelities[-1]
+        config = self.committee.members[0].config
+        self._own = {name: name for name in available(config) if name not in ("energy", "forces", "stress")}
+        self._own |= {ase: ours for ase, ours in ALIASES.items() if ours in self._own}
+        self.implemented_properties = [*type(self).implemented_properties, *self._own]
 
     def calculate(
         self,
@@ -70,6 +88,21 @@ class TaceCalculator(Calculator):
         }
         if wanted and out.stresses is not None:
             self.results["stress"] = out.stresses.mean(0)[0]
+        more = [name for name in properties if name in self._own]
+        if more:
+            names = sorted({self._own[name] for name in more})
+            found = predict(self.committee, [self.atoms], names, fidelity=self.fidelity)[0]
+            self.results |= {name: found[self._own[name]] for name in more}
+
+    def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
+        """What differs from the last calculation; ASE knows nothing of conditions in `info` and `arrays`."""
+        changes: list[str] = super().check_state(atoms, tol=tol)
+        if self.atoms is not None and not changes:
+            inputs = self.committee.members[0].config.inputs
+            if inputs:
+                mine, other = (read_inputs(a, inputs) for a in (self.atoms, atoms))
+                changes = [name for name in mine if not np.array_equal(mine[name], other[name])]
+        return changes
 
 
 def _load(models: str | Path | Sequence[str | Path], device: str) -> Committee:

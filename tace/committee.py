@@ -17,10 +17,11 @@ from torch import Tensor
 
 from .batch import Batch, Graph, collate, make_graph
 from .data import fidelity_index
-from .derivatives import Leaves, differentiate, make_leaves, strained_geometry, voigt
+from .derivatives import Leaves, differentiate, gradient, make_leaves, strained_geometry, voigt
 from .errors import TaceError
+from .geometry import Geometry
 from .io import load_model
-from .model import Geometry, Tace
+from .model import Tace
 from .prediction import CommitteePrediction
 
 MAX_ATOMS_PER_BATCH = 1024
@@ -32,7 +33,10 @@ class Committee:
     def __init__(self, members: Sequence[Tace]) -> None:
         if not members:
             raise TaceError("a committee needs at least one member")
-        shared = ("elements", "fidelities", "cutoff_A", "l_max", "n_radial", "envelope_p")
+        shared = (
+            "elements", "fidelities", "cutoff_A", "l_max", "n_radial", "radial_orders", "envelope_p",
+            "inputs", "zbl",
+        )  # fmt: skip
         for member in members[1:]:
             for name in shared:
                 mine, other = getattr(members[0].config, name), getattr(member.config, name)
@@ -77,7 +81,14 @@ class Committee:
         """
         level = fidelity_index(fidelity or self.fidelities[-1], self.fidelities)
         graphs = [
-            make_graph(a, self.elements, cutoff=self.cutoff_A, fidelity=level) for a in frames
+            make_graph(
+                a,
+                self.elements,
+                cutoff=self.cutoff_A,
+                fidelity=level,
+                inputs=self.members[0].config.inputs,
+            )
+            for a in frames
         ]
         parts = [
             self.evaluate_batch(
@@ -86,7 +97,7 @@ class Committee:
                 stress=stress,
                 features=features,
             )
-            for chunk in _chunks(graphs)
+            for chunk in chunks(graphs)
         ]
         if not parts:
             return self._nothing(member_forces=member_forces, stress=stress, features=features)
@@ -109,23 +120,19 @@ class Committee:
     ) -> CommitteePrediction:
         """One batch; see `__call__`."""
         leaves = make_leaves(batch, stress=stress)
-        geometry = strained_geometry(self.members[0], batch, leaves)
-        cut = Geometry(
-            geometry.radial.detach().requires_grad_(True),
-            [x.detach().requires_grad_(x.requires_grad) for x in geometry.angular],
-            geometry.density.detach().requires_grad_(True),
-        )
-        energies, described, gradients = [], None, []
+        geometry, _ = strained_geometry(self.members[0], batch, leaves)
+        cut = _cut(geometry)
+        energies, described, slopes = [], None, []
         for member in self.members:
             terms = member(batch, cut)
             energies.append(terms.energies.detach())
             if features and described is None:
                 described = terms.features.detach().index_select(0, batch.original)
-            gradients.append(_gradients(terms.energies, cut))
-        pulls = gradients if member_forces else [_mean(gradients)]
+            slopes.append(gradient(terms.energies, _parts(cut)))
+        pulls = slopes if member_forces else [_mean(slopes)]
         forces, stresses = [], []
-        for n, gradient in enumerate(pulls):
-            f, s = _pull(geometry, gradient, batch, leaves, keep=n < len(pulls) - 1)
+        for n, slope in enumerate(pulls):
+            f, s = _pull(geometry, slope, batch, leaves, keep=n < len(pulls) - 1)
             forces.append(f)
             if s is not None:
                 stresses.append(voigt(s))
@@ -169,7 +176,13 @@ class Session:
         for atoms, x in zip(self._frames, np.split(positions, self._ends), strict=True):
             atoms.positions = x
             graphs.append(
-                make_graph(atoms, self.committee.elements, cutoff=cutoff, fidelity=self._level)
+                make_graph(
+                    atoms,
+                    self.committee.elements,
+                    cutoff=cutoff,
+                    fidelity=self._level,
+                    inputs=self.committee.members[0].config.inputs,
+                )
             )
         self._reference = positions.copy()
         self.rebuilds += 1
@@ -206,27 +219,44 @@ class Session:
         return result
 
 
-def _gradients(energies: Tensor, cut: Geometry) -> list[Tensor]:
-    """∂E/∂geometry: radial, density, and every angular rank that depends on positions."""
-    inputs = [cut.radial, cut.density, *(x for x in cut.angular if x.requires_grad)]
-    return list(torch.autograd.grad(energies.sum(), inputs, materialize_grads=True))
+def _cut(geometry: Geometry) -> Geometry:
+    """The same values as leaves, wherever they carry a gradient."""
+
+    def leaf(x: Tensor) -> Tensor:
+        return x.detach().requires_grad_(x.requires_grad)
+
+    return Geometry(
+        radial=leaf(geometry.radial),
+        angular=[leaf(x) for x in geometry.angular],
+        density=leaf(geometry.density),
+        positions=leaf(geometry.positions),
+        cells=leaf(geometry.cells),
+        repulsion=None if geometry.repulsion is None else leaf(geometry.repulsion),
+    )
 
 
-def _mean(gradients: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-    return [torch.stack(list(parts)).mean(0) for parts in zip(*gradients, strict=True)]
+def _parts(geometry: Geometry) -> list[Tensor]:
+    """What energies depend on positions and strain through."""
+    rest = [geometry.density, geometry.positions, geometry.cells]
+    rest += [] if geometry.repulsion is None else [geometry.repulsion]
+    return [x for x in (geometry.radial, *geometry.angular, *rest) if x.requires_grad]
+
+
+def _mean(slopes: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    return [torch.stack(list(parts)).mean(0) for parts in zip(*slopes, strict=True)]
 
 
 def _pull(
-    geometry: Geometry, gradient: Sequence[Tensor], batch: Batch, leaves: Leaves, *, keep: bool
+    geometry: Geometry, slopes: Sequence[Tensor], batch: Batch, leaves: Leaves, *, keep: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Forces and stresses from gradients with respect to the geometry."""
-    outputs = [geometry.radial, geometry.density, *(x for x in geometry.angular if x.requires_grad)]
-    energy = sum((o * g).sum() for o, g in zip(outputs, gradient, strict=True))
+    energy = sum((o * g).sum() for o, g in zip(_parts(geometry), slopes, strict=True))
     assert isinstance(energy, Tensor)
     return differentiate(energy, batch, leaves, keep=keep)
 
 
-def _chunks(graphs: Sequence[Graph]) -> Iterator[list[Graph]]:
+def chunks(graphs: Sequence[Graph]) -> Iterator[list[Graph]]:
+    """Structures in parts of at most MAX_ATOMS_PER_BATCH atoms, in order."""
     chunk: list[Graph] = []
     atoms = 0
     for graph in graphs:

@@ -1,19 +1,19 @@
-"""Labelled structures, statistics of a training set, and batches with targets."""
+"""Labelled structures, and batches with targets."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from ase import Atoms
-from ase.data import chemical_symbols
 from torch import Tensor
 
 from .batch import Batch, Graph, collate, make_graph
 from .config import TaceConfig
-from .errors import DataError, UnknownFidelityError
+from .errors import DataError, TaceError, UnknownFidelityError
+from .responses import label_shape
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,9 @@ class Labelled:
     stress_eV_per_A3: np.ndarray | None = None  # [6], Voigt, ASE sign
     weight: float = 1.0
     name: str = ""
+    labels: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Further quantities by name, shape and unit of `quantities.LABELS`, or of a head of the model; of
+    atoms [A, ...], where NaN marks an atom without label; a Hessian is [3A, 3A]."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,9 @@ class Sample:
     stress: np.ndarray  # [6]
     weight: float
     name: str
+    labels: Mapping[str, np.ndarray] = field(default_factory=dict)  # of the structure, NaN if missing
+    atom_labels: Mapping[str, np.ndarray] = field(default_factory=dict)  # [A, ...]
+    hessian: np.ndarray | None = None  # [3A, 3A]
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,21 @@ class Targets:
     atom_weights: Tensor  # [A] float64: the weight of the structure the atom is in
     n_atoms: Tensor  # [S] float64
     volumes: Tensor  # [S] float64, Å³; of the cell, 0 without one
+    cells: Tensor  # [S,3,3] float64
+    labels: Mapping[str, Tensor]  # further quantities of structures, [S, ...] float64
+    atom_labels: Mapping[str, Tensor]  # and of atoms, [A, ...] float64
+    rows: Tensor  # [k, S] which rows of the Hessian are compared, as atom · 3 + axis of each structure
+    hessian_rows: Tensor  # [k, A, 3] float64
+
+    def to(self, device: torch.device | str) -> Targets:
+        """The same targets on another device."""
+        moved = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return replace(
+            self,
+            **moved,
+            labels={k: v.to(device) for k, v in self.labels.items()},
+            atom_labels={k: v.to(device) for k, v in self.atom_labels.items()},
+        )
 
 
 def fidelity_index(name: str, fidelities: Sequence[str]) -> int:
@@ -67,53 +88,96 @@ def fidelity_index(name: str, fidelities: Sequence[str]) -> int:
     return list(fidelities).index(name)
 
 
-def make_samples(frames: Iterable[Labelled], config: TaceConfig) -> list[Sample]:
+def make_samples(
+    frames: Iterable[Labelled], config: TaceConfig, labels: Sequence[str] = ()
+) -> list[Sample]:
     """Graphs and checked labels.
+
+    Args:
+        labels: names of further quantities to train on.
 
     Raises:
         DataError: a label of the wrong shape, NaN or infinite, a frame without any label, or an
-            impossible weight.
+            impossible weight; a structure that the model cannot read. The frame is named.
+        TaceError: a quantity that the model does not predict.
     """
-    samples = []
-    for n, frame in enumerate(frames):
-        name = frame.name or f"frame {n} ({frame.atoms.get_chemical_formula()})"
-        count = len(frame.atoms)
-        energy = _checked(frame.energy_eV, (), name, "energy")
-        forces = _checked(frame.forces_eV_per_A, (count, 3), name, "forces")
-        stress = _checked(frame.stress_eV_per_A3, (6,), name, "stress")
-        if frame.energy_eV is None and frame.forces_eV_per_A is None:
-            raise DataError(f"{name} has neither an energy nor forces: nothing to learn from")
-        if not 0 < frame.weight < np.inf:
-            raise DataError(f"{name}: weight must be positive and finite, got {frame.weight}")
-        if frame.stress_eV_per_A3 is not None and not frame.atoms.pbc.all():
+    shapes = {name: label_shape(name, config) for name in labels}
+    return [
+        _sample(frame, frame.name or f"frame {n} ({frame.atoms.get_chemical_formula()})", config, shapes)
+        for n, frame in enumerate(frames)
+    ]
+
+
+def _sample(
+    frame: Labelled, name: str, config: TaceConfig, shapes: Mapping[str, tuple[str, tuple[int, ...]]]
+) -> Sample:
+    count = len(frame.atoms)
+    energy = _checked(frame.energy_eV, (), name, "energy")
+    forces = _checked(frame.forces_eV_per_A, (count, 3), name, "forces")
+    stress = _checked(frame.stress_eV_per_A3, (6,), name, "stress")
+    given = [frame.energy_eV, frame.forces_eV_per_A, *(frame.labels.get(n) for n in shapes)]
+    if all(value is None for value in given):
+        wanted = ", ".join(["energy", "forces", *shapes])
+        raise DataError(f"{name} has none of {wanted}: nothing to learn from")
+    if not 0 < frame.weight < np.inf:
+        raise DataError(f"{name}: weight must be positive and finite, got {frame.weight}")
+    if frame.stress_eV_per_A3 is not None:
+        if not frame.atoms.pbc.all():
             raise DataError(f"{name} has a stress but is not periodic in three dimensions")
+        if abs(frame.atoms.cell.volume) < 1e-6:
+            raise DataError(f"{name} has a stress but a cell without volume")
+    found: dict[str, np.ndarray] = {}
+    of_atoms: dict[str, np.ndarray] = {}
+    hessian = None
+    for label, (scope, shape) in shapes.items():
+        value = frame.labels.get(label)
+        if label == "hessian":
+            hessian = _checked(value, (3 * count, 3 * count), name, label)
+        elif scope == "atom":
+            of_atoms[label] = _checked(value, (count, *shape), name, label, partial=True)
+        else:
+            found[label] = _checked(value, shape, name, label)
+    try:
         graph = make_graph(
             frame.atoms,
             config.elements,
             cutoff=config.cutoff_A,
             fidelity=fidelity_index(frame.fidelity, config.fidelities),
+            inputs=config.inputs,
         )
-        samples.append(Sample(graph, float(energy), forces, stress, frame.weight, name))
-    return samples
+    except TaceError as error:
+        raise type(error)(f"{name}: {error}") from None
+    return Sample(graph, float(energy), forces, stress, frame.weight, name, found, of_atoms, hessian)
 
 
 def _checked(
-    value: float | np.ndarray | None, shape: tuple[int, ...], name: str, what: str
+    value: float | np.ndarray | None, shape: tuple[int, ...], name: str, what: str, *, partial: bool = False
 ) -> np.ndarray:
+    """NaN if missing; `partial` lets rows be NaN."""
     if value is None:
         return np.full(shape, np.nan)
     array = np.asarray(value, dtype=np.float64)
     if array.shape != shape:
         raise DataError(f"{name}: {what} has shape {array.shape}, expected {shape}")
-    if not np.isfinite(array).all():
+    bad = np.isinf(array) if partial else ~np.isfinite(array)
+    if bad.any():
         raise DataError(f"{name}: {what} is not finite")
     return array
 
 
 def collate_samples(
-    samples: Sequence[Sample], n_species: int, weights: Sequence[float] | None = None
+    samples: Sequence[Sample],
+    n_species: int,
+    weights: Sequence[float] | None = None,
+    *,
+    hessian_rows: int = 0,
+    seed: int = 0,
 ) -> tuple[Batch, Targets]:
-    """One batch and its targets; `weights` multiply the samples' own."""
+    """One batch and its targets; `weights` multiply the samples' own.
+
+    Args:
+        hessian_rows: rows of the Hessian of each structure, drawn anew for every seed.
+    """
     batch = collate([s.graph for s in samples], n_species)
     factor = np.ones(len(samples)) if weights is None else np.asarray(weights, dtype=np.float64)
     weight = factor * np.array([s.weight for s in samples])
@@ -126,98 +190,24 @@ def collate_samples(
         atom_weights=torch.from_numpy(np.repeat(weight, counts)),
         n_atoms=torch.tensor(counts, dtype=torch.float64),
         volumes=torch.from_numpy(np.abs(np.linalg.det([s.graph.cell for s in samples]))),
+        cells=batch.cells,
+        labels={n: torch.from_numpy(np.stack([s.labels[n] for s in samples])) for n in samples[0].labels},
+        atom_labels={
+            n: torch.from_numpy(np.concatenate([s.atom_labels[n] for s in samples]))
+            for n in samples[0].atom_labels
+        },
+        **_hessian_rows(samples, hessian_rows, seed),
     )
 
 
-@dataclass(frozen=True)
-class Statistics:
-    """What a model takes from its training set, per fidelity where it can differ."""
-
-    avg_neighbors: float
-    e0_eV: dict[str, dict[int, float]]
-    scale_eV_per_A: dict[str, float]  # rms of the force vector norm
-    shift_eV_per_atom: dict[str, float]  # mean of (E − Σ E0)/N
-    notes: tuple[str, ...] = ()
-
-
-def statistics(
-    frames: Sequence[Labelled],
-    config: TaceConfig,
-    e0_eV: Mapping[str, Mapping[int, float]] | None = None,
-) -> Statistics:
-    """Neighbour count, isolated-atom energies, force scale and energy shift.
-
-    Args:
-        e0_eV: isolated-atom energies by fidelity and atomic number; fidelities that are missing are
-            fitted by least squares on compositions (minimum norm where the data cannot tell).
-
-    Raises:
-        DataError: an element or a fidelity of the configuration for which there is nothing to fit.
-    """
-    notes: list[str] = []
-    neighbors = mean_neighbors(frames, config)
-    table, scale, shift = {}, {}, {}
-    overall = _force_rms(frames)
-    for name in config.fidelities:
-        own = [f for f in frames if f.fidelity == name]
-        given = (e0_eV or {}).get(name)
-        if given is not None:
-            missing = [chemical_symbols[z] for z in config.elements if z not in given]
-            if missing:
-                raise DataError(
-                    f"fidelity '{name}': no isolated-atom energy for {', '.join(missing)}"
-                )
-            table[name] = {z: float(given[z]) for z in config.elements}
-        else:
-            table[name], note = _least_squares(own, config, name)
-            notes += note
-        residual = [
-            (f.energy_eV - sum(table[name][int(z)] for z in f.atoms.numbers)) / len(f.atoms)
-            for f in own
-            if f.energy_eV is not None
-        ]
-        shift[name] = float(np.mean(residual)) if residual else 0.0
-        scale[name] = _force_rms(own) or overall or 1.0
-    return Statistics(neighbors, table, scale, shift, tuple(notes))
-
-
-def mean_neighbors(frames: Sequence[Labelled], config: TaceConfig) -> float:
-    """Directed edges per atom, at least 1; of a large set every n-th frame, some 200 to 400."""
-    edges = atoms = 0
-    for frame in frames[:: max(1, len(frames) // 200)]:
-        graph = make_graph(frame.atoms, config.elements, cutoff=config.cutoff_A)
-        edges, atoms = edges + 2 * len(graph.pairs.i), atoms + len(graph.species)
-    return max(edges / max(atoms, 1), 1.0)
-
-
-def _force_rms(frames: Sequence[Labelled]) -> float:
-    """√(mean |F_i|²) over atoms, the vector norm; 0 without forces."""
-    squares = [(f.forces_eV_per_A**2).sum(1) for f in frames if f.forces_eV_per_A is not None]
-    return float(np.sqrt(np.concatenate(squares).mean())) if squares else 0.0
-
-
-def _least_squares(
-    frames: Sequence[Labelled], config: TaceConfig, name: str
-) -> tuple[dict[int, float], list[str]]:
-    own = [f for f in frames if f.energy_eV is not None]
-    if not own:
-        raise DataError(
-            f"fidelity '{name}' has neither isolated-atom energies "
-            "nor labelled energies to fit them to"
-        )
-    counts = np.array([[np.sum(f.atoms.numbers == z) for z in config.elements] for f in own], float)
-    totals = zip(config.elements, counts.sum(0), strict=True)
-    unseen = [chemical_symbols[z] for z, total in totals if not total]
-    if unseen:
-        raise DataError(
-            f"fidelity '{name}': no isolated-atom energy for {', '.join(unseen)} and no labelled "
-            "structure that holds it; give e0 or add such a structure"
-        )
-    solution, _, rank, _ = np.linalg.lstsq(counts, np.array([f.energy_eV for f in own]), rcond=None)
-    note = []
-    if rank < len(config.elements):
-        note = [
-            f"fidelity '{name}': the compositions do not determine all isolated-atom energies "
-            f"(rank {rank} of {len(config.elements)}); the smallest solution was taken"
-        ]
-    return dict(zip(config.elements, map(float, solution), strict=True)), note
+def _hessian_rows(samples: Sequence[Sample], rows: int, seed: int) -> dict[str, Tensor]:
+    counts = [len(s.graph.species) for s in samples]
+    rng = np.random.default_rng([seed, 3])
+    index = np.stack([rng.integers(0, 3 * n, rows) for n in counts], 1)
+    values = np.full((rows, sum(counts), 3), np.nan)
+    start = 0
+    for sample, n, own in zip(samples, counts, index.T, strict=True):
+        if sample.hessian is not None:
+            values[:, start : start + n] = sample.hessian[own].reshape(rows, n, 3)
+        start += n
+    return {"rows": torch.from_numpy(index), "hessian_rows": torch.from_numpy(values)}

@@ -18,7 +18,7 @@ from .config import TaceConfig
 from .errors import ModelFileError, TaceError
 from .model import Tace
 
-FORMAT, VERSION = "tace-model", 1
+FORMAT, VERSION = "tace-model", 2
 _UNREADABLE = (
     RuntimeError, OSError, EOFError, ValueError, LookupError, NotImplementedError,
     zipfile.BadZipFile, zlib.error, lzma.LZMAError, pickle.UnpicklingError,
@@ -100,7 +100,8 @@ def model_from_document(
         model = Tace(
             TaceConfig.from_json(document["config"]), dtype=getattr(torch, str(document["dtype"]))
         )
-        model.load_state_dict(document["state"])
+        state = document["state"] if version > 1 else _renamed(document["state"])
+        model.load_state_dict(state)
     except (TaceError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise ModelFileError(f"{where}: not a complete tace model ({error})") from error
     if dtype is not None and dtype != model.dtype:
@@ -109,6 +110,22 @@ def model_from_document(
         for name, value in references.items():  # energies of atoms stay in float64
             setattr(model, name, value)
     return model.to(device)
+
+
+def _renamed(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Names of format 1, which had one readout and no others beside it."""
+    places = {
+        "readouts.": "energy_readout.linear.",
+        "hidden.": "energy_readout.hidden.",
+        "hidden_out.": "energy_readout.hidden_out.0.",
+    }
+    found = {}
+    for name, value in state.items():
+        for old, new in places.items():
+            if name.startswith(old):
+                name = new + name.removeprefix(old)
+        found[name] = value
+    return found
 
 
 def save_model(path: Path, model: Tace, extra: Mapping[str, Any] | None = None) -> None:

@@ -6,6 +6,7 @@ constant [rows, products] and the elementwise products of the previous order wit
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -14,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from .ict import scaled_coupling
-from .layers import concatenate
-from .paths import Levels, ProductPath
+from .layers import concatenate, draw
+from .paths import InteractionPath, Levels, ProductPath, components, normaliser, product_coupling
 
 
 class _Block(NamedTuple):
@@ -23,7 +24,27 @@ class _Block(NamedTuple):
 
     parent: int
     l2: int
+    width: int  # components of A that take part, from the first
     diagonal: bool
+
+
+class _Couplings(NamedTuple):
+    """The constants of a basis: ranks of A, what its lower weights are made of, and the normaliser."""
+
+    l_max: int
+    l_in: int
+    norm: str
+
+    def widths(self) -> list[int]:
+        """Number of components of A of every rank."""
+        return [components(l, self.l_in, self.l_max).shape[1] for l in range(self.l_max + 1)]  # noqa: E741
+
+    def of(self, path: ProductPath, *, first: bool) -> np.ndarray:
+        """G [m1, m2, 2l3+1], normalised; `first`: of A with A."""
+        if self.l_in == 0:
+            return scaled_coupling(path.l1, path.l2, path.l3, norm=self.norm)
+        triad = InteractionPath(path.l1, path.l2, path.l3)
+        return product_coupling(triad, self.l_in, self.l_max, first=first) * normaliser(triad, self.norm)
 
 
 def _rank_major(level: Sequence[ProductPath]) -> tuple[list[int], dict[int, int]]:
@@ -49,42 +70,47 @@ def _row_numbers(level: Sequence[ProductPath]) -> list[list[int]]:
 
 
 def _second_order(
-    level: Sequence[ProductPath], l_max: int, norm: str
+    level: Sequence[ProductPath], couplings: _Couplings
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Constant [rows, products] and the two factors of each product A_i·A_j, i ≤ j, that is needed."""
-    width = (l_max + 1) ** 2
+    start = np.cumsum([0, *couplings.widths()])
+    width = start[-1]
     rows = _row_numbers(level)
     dense = np.zeros((sum(2 * p.l3 + 1 for p in level), width, width))
     for path, own in zip(level, rows, strict=True):
-        g = scaled_coupling(path.l1, path.l2, path.l3, norm=norm)
-        a, b = path.l1**2, path.l2**2
+        g = couplings.of(path, first=True)
+        a, b = start[path.l1], start[path.l2]
         for m, row in enumerate(own):
-            dense[row, a : a + 2 * path.l1 + 1, b : b + 2 * path.l2 + 1] += g[:, :, m]
+            dense[row, a : a + g.shape[0], b : b + g.shape[1]] += g[:, :, m]
     folded = np.triu(dense + dense.transpose(0, 2, 1), 1) + np.einsum("rii,ij->rij", dense, np.eye(width))
     first, second = np.nonzero(np.abs(folded).max(0) > 1e-12)
     return folded[:, first, second], first, second
 
 
 def _higher_order(
-    level: Sequence[ProductPath], below: Sequence[ProductPath], norm: str
+    level: Sequence[ProductPath], couplings: _Couplings
 ) -> tuple[np.ndarray, list[_Block]]:
     """Constant [rows, products] over the products of the blocks, in their order."""
-    needed: dict[tuple[int, int], set[int]] = {}
+    needed: dict[tuple[int, int], list[ProductPath]] = {}
     for path in level:
-        needed.setdefault((path.parent, path.l2), set()).add(path.l3)
+        needed.setdefault((path.parent, path.l2), []).append(path)
     blocks, columns, offset = [], {}, 0
-    for (parent, l2), ranks in sorted(needed.items()):
-        l1 = below[parent].l3
-        diagonal = ranks == {0}
-        blocks.append(_Block(parent, l2, diagonal))
+    for (parent, l2), paths in sorted(needed.items()):
+        rows_left = 2 * paths[0].l1 + 1
+        diagonal = {p.l3 for p in paths} == {0}
+        # without a contraction only the symmetric traceless part of A, which comes first, takes part
+        low = any(couplings.of(p, first=False)[:, 2 * l2 + 1 :].any() for p in paths)
+        width = couplings.widths()[l2] if low else 2 * l2 + 1
+        blocks.append(_Block(parent, l2, width, diagonal))
         columns[parent, l2] = offset
-        offset += 2 * l1 + 1 if diagonal else (2 * l1 + 1) * (2 * l2 + 1)
-    rows = _row_numbers(level)
+        offset += rows_left if diagonal else rows_left * width
     matrix = np.zeros((sum(2 * p.l3 + 1 for p in level), offset))
-    for path, own in zip(level, rows, strict=True):
-        g = scaled_coupling(path.l1, path.l2, path.l3, norm=norm)
-        start = columns[path.parent, path.l2]
-        if needed[path.parent, path.l2] == {0}:
+    width_of = {(b.parent, b.l2): b.width for b in blocks}
+    for path, own in zip(level, _row_numbers(level), strict=True):
+        key = path.parent, path.l2
+        g = couplings.of(path, first=False)[:, : width_of[key]]
+        start = columns[key]
+        if {p.l3 for p in needed[key]} == {0}:
             matrix[own[0], start : start + 2 * path.l1 + 1] += np.diagonal(g[:, :, 0])
         else:
             for m, row in enumerate(own):
@@ -92,23 +118,36 @@ def _higher_order(
     return matrix, blocks
 
 
+def highest(a: Tensor, l: int) -> Tensor:  # noqa: E741
+    """Symmetric traceless part [A, 2l+1, C] of A of rank l."""
+    return a if a.shape[1] == 2 * l + 1 else a[:, : 2 * l + 1]
+
+
 class ProductBasis(nn.Module):
-    """A by rank, each [A, 2l+1, C] → features of every order by output rank, [A, 2l+1, n_l·C]."""
+    """A by rank, each [A, 2l+1, C] → features of every order by output rank, [A, 2l+1, n_l·C].
+
+    With lower weights (`l_in` > 0, spec §15) A is [A, n, C] in `components`: the products contract whole
+    tensors and keep the symmetric traceless part of the result, and of order one only that part is read.
+    """
 
     first: Tensor  # [products] factors of the second order
     second: Tensor
 
-    def __init__(self, levels: Levels, l_max: int, outputs: Sequence[int], norm: str) -> None:
+    def __init__(
+        self, levels: Levels, l_max: int, outputs: Sequence[int], norm: str, *, l_in: int = 0
+    ) -> None:
         super().__init__()
         self.levels, self.l_max, self.outputs = levels, l_max, tuple(outputs)
+        couplings = _Couplings(l_max, l_in, norm)
+        self.widths = couplings.widths()
         self.blocks: list[list[_Block]] = []
         if len(levels) > 1:
-            matrix, first, second = _second_order(levels[1], l_max, norm)
+            matrix, first, second = _second_order(levels[1], couplings)
             self.register_buffer("matrix2", torch.from_numpy(matrix), persistent=False)
             self.register_buffer("first", torch.from_numpy(first), persistent=False)
             self.register_buffer("second", torch.from_numpy(second), persistent=False)
         for order in range(3, len(levels) + 1):
-            matrix, blocks = _higher_order(levels[order - 1], levels[order - 2], norm)
+            matrix, blocks = _higher_order(levels[order - 1], couplings)
             self.register_buffer(f"matrix{order}", torch.from_numpy(matrix), persistent=False)
             self.blocks.append(blocks)
 
@@ -121,9 +160,13 @@ class ProductBasis(nn.Module):
 
     def forward(self, a: Sequence[Tensor]) -> list[Tensor]:
         atoms, channels = a[0].shape[0], a[0].shape[2]
-        stacked = concatenate([x.transpose(0, 1) for x in a], 0)  # [(l_max+1)², A, C]
-        by_rank = stacked.split([2 * l + 1 for l in range(self.l_max + 1)], 0)  # noqa: E741
-        collected: dict[int, list[Tensor]] = {l: [a[l].unsqueeze(2)] for l in self.outputs}  # noqa: E741
+        if len(self.levels) > 1:
+            stacked = concatenate([x.transpose(0, 1) for x in a], 0)  # [Σ 2l+1, A, C]
+            by_rank = stacked.split(self.widths, 0)
+        collected: dict[int, list[Tensor]] = {
+            l: [highest(a[l], l).unsqueeze(2)]
+            for l in self.outputs  # noqa: E741
+        }
         below: Sequence[Tensor] = ()
         for order, level in enumerate(self.levels[1:], start=2):
             if order == 2:
@@ -157,6 +200,24 @@ class ProductBasis(nn.Module):
     @staticmethod
     def _products(below: Sequence[Tensor], by_rank: Sequence[Tensor], block: _Block) -> Tensor:
         left, right = below[block.parent], by_rank[block.l2]
+        if block.width < right.shape[0]:
+            right = right[: block.width]
         if block.diagonal:
             return left * right
         return (left.unsqueeze(1) * right.unsqueeze(0)).flatten(0, 1)
+
+
+class PathMix(nn.Module):
+    """x [A, 2l+1, n·C] → Σ_paths w[z, path, c]·x, atoms sorted by element: uncoupled channels (spec §6.2)."""
+
+    def __init__(self, n_elements: int, n_paths: int, channels: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.gain = 1.0 / math.sqrt(n_paths)
+        self.weight = draw((n_elements, n_paths, channels), self.gain, generator)
+
+    def forward(self, x: Tensor, counts: tuple[int, ...]) -> Tensor:
+        by_path = x.view(*x.shape[:2], *self.weight.shape[1:])
+        present = [z for z, count in enumerate(counts) if count]
+        blocks = by_path.split([counts[z] for z in present], 0)
+        weights = self.weight.unbind(0)
+        return concatenate([(b * weights[z]).sum(2) for b, z in zip(blocks, present, strict=True)], 0)

@@ -18,44 +18,16 @@ from torch import Tensor
 
 from .batch import Batch
 from .data import Sample, Targets, collate_samples
-from .derivatives import Evaluation, evaluate, voigt
-from .errors import TaceError, TrainingError
+from .derivatives import evaluate
+from .errors import TrainingError
 from .io import read_archive, write_archive
 from .layers import gains
+from .loss import loss
 from .model import Tace
+from .settings import TrainSettings
+from .validation import Plan, validation_errors, watched
 
 CHECKPOINT_FORMAT = "tace-checkpoint"
-SCHEDULES = ("constant", "linear", "cosine", "plateau")
-
-
-@dataclass(frozen=True)
-class TrainSettings:
-    """How to train; weights multiply mean squared errors of the energy per atom (eV), the forces
-    (eV/Å) and the virial per atom (eV): a stress in eV/Å³ is too small to be heard beside them.
-    """
-
-    steps: int = 2000
-    batch_size: int = 8
-    learning_rate: float = 1e-2
-    schedule: str = "cosine"
-    energy_weight: float = 1.0
-    forces_weight: float = 10.0
-    stress_weight: float = 1.0
-    fidelity_balance: float = 0.5  # 0: drawn as they come; 1: every fidelity equally often
-    ema_decay: float = 0.99
-    clip_norm: float = 10.0
-    amsgrad: bool = True
-    validate_every: int = 100  # steps
-    patience: int = 0  # validations without improvement before an early stop; 0: never
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.schedule not in SCHEDULES:
-            raise TaceError(f"unknown schedule '{self.schedule}': use {', '.join(SCHEDULES)}")
-        for name in ("steps", "batch_size", "learning_rate", "validate_every", "clip_norm"):
-            value = getattr(self, name)
-            if not value > 0:
-                raise TaceError(f"training setting {name} must be positive, got {value}")
 
 
 @dataclass
@@ -68,32 +40,6 @@ class FitResult:
     last_force_rmse_eV_per_A: float = math.nan  # of the averaged weights, on the validation set
     best_force_rmse_eV_per_A: float = math.nan
     history: list[dict[str, float]] = field(default_factory=list)
-
-
-_VOIGT_MULTIPLICITY = torch.tensor([1.0, 1.0, 1.0, 2.0, 2.0, 2.0], dtype=torch.float64) / 9.0
-
-
-def loss(result: Evaluation, targets: Targets, settings: TrainSettings) -> Tensor:
-    """Weighted mean squared errors, each normalised by the labels that are present in the batch."""
-    total = (result.energies * 0.0).sum()
-    has = torch.isfinite(targets.energies)
-    if bool(has.any()):
-        per_atom = ((result.energies - targets.energies) / targets.n_atoms)[has]
-        w = targets.weights[has]
-        total = total + settings.energy_weight * (w * per_atom**2).sum() / w.sum()
-    has = torch.isfinite(targets.forces[:, 0])
-    if result.forces is not None and bool(has.any()):
-        w = targets.atom_weights[has]
-        square = ((result.forces - targets.forces)[has] ** 2).sum(1)
-        total = total + settings.forces_weight * (w * square).sum() / (3.0 * w.sum())
-    has = torch.isfinite(targets.stresses[:, 0])
-    if result.stresses is not None and bool(has.any()):
-        w = targets.weights[has]
-        difference = voigt(result.stresses[has]) - targets.stresses[has]
-        volume_per_atom = (targets.volumes[has] / targets.n_atoms[has]).unsqueeze(1)
-        mean = (difference * volume_per_atom) ** 2 @ _VOIGT_MULTIPLICITY.to(difference.device)
-        total = total + settings.stress_weight * (w * mean).sum() / w.sum()
-    return total
 
 
 GOLDEN = 0.6180339887498949  # its multiples fill the unit interval most evenly
@@ -141,7 +87,7 @@ class Trainer:
             balance=settings.fidelity_balance,
             seed=settings.seed,
         )
-        self.stress = any(np.isfinite(s.stress).all() for s in train)
+        self.plan = Plan.of(model, train)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         gain_of = gains(model)
         self.gains = [gain_of[n] for n, p in model.named_parameters() if p.requires_grad]
@@ -191,7 +137,7 @@ class Trainer:
         indices = self.batch_indices(self.step)
         batch, targets = self._collated(indices)
         self.optimizer.zero_grad(set_to_none=True)
-        result = evaluate(self.model, batch, stress=self.stress, create_graph=True)
+        result = self.plan.evaluate(self.model, batch, targets, create_graph=True)
         objective = loss(result, targets, self.settings)
         objective.backward()
         value, norm = float(objective.detach()), self._clip()
@@ -220,14 +166,19 @@ class Trainer:
 
     def _collated(self, indices: list[int]) -> tuple[Batch, Targets]:
         chosen = [self.train[n] for n in indices]
-        batch, targets = collate_samples(chosen, len(self.model.config.elements))
-        return _to(batch, targets, self.model.device)
+        batch, targets = collate_samples(
+            chosen,
+            len(self.model.config.elements),
+            hessian_rows=self.settings.hessian_rows if self.plan.hessians else 0,
+            seed=self.step,
+        )
+        return batch.to(self.model.device), targets.to(self.model.device)
 
-    def validate(self) -> float:
-        """`validation_error` of the averaged weights."""
+    def validate(self) -> dict[str, float]:
+        """`validation_errors` of the averaged weights."""
         self._swap(self.average)
         try:
-            return validation_error(self.model, self.valid, self.settings)
+            return validation_errors(self.model, self.valid, self.settings)
         finally:
             self._swap(self.average)
 
@@ -267,11 +218,9 @@ class Trainer:
         residuals: dict[int, list[float]] = {}
         for start in range(0, len(self.train), 32):
             part = self.train[start : start + 32]
-            batch, targets = _to(
-                *collate_samples(part, len(self.model.config.elements)), self.model.device
-            )
-            found = evaluate(self.model, batch, forces=False)
-            per_atom = (targets.energies - found.energies) / targets.n_atoms
+            batch, targets = collate_samples(part, len(self.model.config.elements))
+            found = evaluate(self.model, batch.to(self.model.device), forces=False)
+            per_atom = (targets.energies - found.energies.cpu()) / targets.n_atoms
             for sample, value in zip(part, per_atom.tolist(), strict=True):
                 if math.isfinite(value) and len(sample.graph.pairs.i):
                     residuals.setdefault(sample.graph.fidelity, []).append(value)
@@ -325,30 +274,9 @@ class Trainer:
         }
 
     def _references(self) -> list[Tensor]:
-        return [self.model.get_buffer(f"{name}_eV") for name in ("e0", "scale", "shift")]
-
-
-def _to(batch: Batch, targets: Targets, device: torch.device) -> tuple[Batch, Targets]:
-    if device.type == "cpu":
-        return batch, targets
-    return batch.to(device), Targets(**{k: v.to(device) for k, v in vars(targets).items()})
-
-
-def validation_error(model: Tace, samples: Sequence[Sample], settings: TrainSettings) -> float:
-    """Force RMSE over components, eV/Å; the root of the loss without forces; NaN if empty."""
-    squares, count, losses = 0.0, 0, []
-    for start in range(0, len(samples), 32):
-        part = samples[start : start + 32]
-        batch, targets = _to(*collate_samples(part, len(model.config.elements)), model.device)
-        result = evaluate(model, batch)
-        has = torch.isfinite(targets.forces)
-        if result.forces is not None and bool(has.any()):
-            squares += float(((result.forces - targets.forces)[has] ** 2).sum())
-            count += int(has.sum())
-        losses.append(float(loss(result, targets, settings).detach()))
-    if count:
-        return math.sqrt(squares / count)
-    return math.sqrt(float(np.mean(losses))) if losses else math.nan
+        """Buffers that are part of the model: energies of atoms, scales, shifts, offsets of heads."""
+        trained = {name for name, _ in self.model.named_parameters()}
+        return [value for name, value in self.model.state_dict().items() if name not in trained]
 
 
 def fit(
@@ -360,12 +288,14 @@ def fit(
     checkpoint: Path | None = None,
     checkpoint_every: int = 500,
     on_step: Callable[[int, float], bool] | None = None,
+    on_validation: Callable[[dict[str, float]], None] | None = None,
 ) -> FitResult:
     """Train in place.
 
     Args:
         checkpoint: file written every `checkpoint_every` steps and resumed from if it exists.
         on_step: called with (step, loss); returning False stops, with the checkpoint written.
+        on_validation: called with every new entry of the history.
 
     Raises:
         TrainingError: empty set, diverged, or a checkpoint of another run.
@@ -378,12 +308,13 @@ def fit(
         trainer.recent.append(objective)
         last = trainer.step == settings.steps
         if valid and (trainer.step % settings.validate_every == 0 or last):
-            value = trainer.validate()
-            trainer.keep_best(value)
+            found = trainer.validate()
+            trainer.keep_best(watched(found))
             mean, trainer.recent = float(np.mean(trainer.recent)), []
-            trainer.result.history.append(
-                {"step": trainer.step, "loss": mean, "force_rmse_eV_per_A": value}
-            )
+            entry = {"step": trainer.step, "loss": mean, **found}
+            trainer.result.history.append(entry)
+            if on_validation is not None:
+                on_validation(entry)
             if settings.patience and trainer.since_best >= settings.patience:
                 trainer.result.stopped_early = True
                 break

@@ -76,13 +76,42 @@ def project(tensor: Tensor, rank: int) -> Tensor:
 
 def contract(x: Tensor, y: Tensor, ranks: tuple[int, int, int], norm: str = "cartesian") -> Tensor:
     """[N, C, 3^l1] and [N, C, 3^l2] → P(X ·_k Y)·normaliser, [N, C, 3^l3]; C of y may be 1."""
+    return project(contract_whole(x, y, ranks, norm), ranks[2])
+
+
+def contract_whole(x: Tensor, y: Tensor, ranks: tuple[int, int, int], norm: str) -> Tensor:
+    """X ·_k Y·normaliser without the projection: last k slots of X, first k of Y."""
     l1, l2, l3 = ranks
     k = (l1 + l2 - l3) // 2
     letters = "abdefghijklm"
     left, right = letters[:l1], letters[l1 - k : l1 - k + l2]
     out = letters[: l1 - k] + letters[l1 : l1 - k + l2]
-    result = project(torch.einsum(f"nc{left},nc{right}->nc{out}", x, y), l3)
-    return result * _normaliser(ranks, norm)
+    return torch.einsum(f"nc{left},nc{right}->nc{out}", x, y) * _normaliser(ranks, norm)
+
+
+@functools.cache
+def part_projector(path: tuple[int, ...]) -> np.ndarray:
+    """D_p [3^n, 3^n] of a parentage path (0, j_1, …, j_n): j_m is the angular momentum of the first m slots.
+
+    The projector onto j of the first m slots is a Lagrange polynomial of their Casimir operator J², whose
+    eigenvalues are j(j+1) with j = 0 … m; those of different m commute.
+    """
+    rank = len(path) - 1
+    turns = np.zeros((3, 3, 3))
+    for a in range(3):
+        turns[a, (a + 1) % 3, (a + 2) % 3], turns[a, (a + 2) % 3, (a + 1) % 3] = -1.0, 1.0
+    result = np.eye(3**rank)
+    for m, j in enumerate(path[1:], start=1):
+        casimir = np.zeros((3**rank, 3**rank))
+        for turn in turns:
+            total = sum(
+                np.kron(np.kron(np.eye(3**slot), turn), np.eye(3 ** (rank - slot - 1))) for slot in range(m)
+            )
+            casimir -= total @ total
+        for other in set(range(m + 1)) - {j}:
+            result = result @ (casimir - other * (other + 1) * np.eye(3**rank))
+            result = result / (j * (j + 1) - other * (other + 1))
+    return result
 
 
 @functools.cache
@@ -176,10 +205,10 @@ def _atomic_basis(
 ) -> list[Tensor]:
     receiver, sender, attributes = edges
     config, (atoms, c) = model.config, h[0].shape[:2]
-    paths = triads(len(h) - 1, config.l_max)
+    paths = [p for p in triads(len(h) - 1, config.l_max) if p[2] < len(part.down)]
     weights = _mlp(part.radial, radial).reshape(len(receiver), len(paths), c)
     sent = [_channels(x, up.weight) for x, up in zip(h, part.up, strict=True)]
-    collected: list[list[Tensor]] = [[] for _ in attributes]
+    collected: list[list[Tensor]] = [[] for _ in part.down]
     for n, (l1, l2, l3) in enumerate(paths):
         message = contract(sent[l1][sender], attributes[l2], (l1, l2, l3), config.coupling_norm)
         message = message * weights[:, n].reshape(-1, c, *[1] * l3)
@@ -191,14 +220,93 @@ def _atomic_basis(
     ]
 
 
-def _products(levels: Levels, a: Sequence[Tensor], ranks: range, norm: str) -> list[Tensor]:
-    """Every order of the product basis by output rank, [A, n_l·C, 3, ..., 3]."""
-    values, collected = list(a), [[a[l]] for l in ranks]
+def _whole_atomic_basis(
+    model: Tace, part: torch.nn.Module, h: Sequence[Tensor], edges: tuple, radial: Tensor
+) -> list[Tensor]:
+    """A with its lower weights, [A, C, 3, ..., 3]; every irreducible part has its own radial weight."""
+    receiver, sender, attributes = edges
+    config, (atoms, c) = model.config, h[0].shape[:2]
+    weights = _mlp(part.radial, radial).reshape(len(receiver), len(part.parts), c)
+    sent = [_channels(x, up.weight) for x, up in zip(h, part.up, strict=True)]
+    collected: list[list[Tensor]] = [[] for _ in attributes]
+    for n, (l1, l2, l3) in enumerate(triads(len(h) - 1, config.l_max)):
+        x = sent[l1][sender] * part.scale[n].reshape(c, *[1] * l1)
+        collected[l3].append(
+            contract_whole(x, attributes[l2], (l1, l2, l3), config.coupling_norm)
+        )
+    result = []
+    for l, (messages, down) in enumerate(zip(collected, part.down, strict=True)):
+        message = _channels(torch.cat(messages, 1), down.weight)
+        flat = message.reshape(*message.shape[:2], 3**l)
+        total, rest = torch.zeros_like(flat), flat
+        for n, (rank, path, _) in enumerate(part.parts):
+            if rank == l:
+                own = flat @ torch.from_numpy(part_projector(path)).T
+                total, rest = total + weights[:, n, :, None] * own, rest - own
+        # the model leaves out parts that no contraction reaches; what is left of a message must be round-off
+        assert rest.detach().abs().sum() <= 1e-12 * (1.0 + flat.detach().abs().sum())
+        summed = torch.zeros(atoms, c, 3**l, dtype=flat.dtype).index_add(0, receiver, total)
+        result.append(summed.reshape(atoms, c, *[3] * l) / config.avg_neighbors)
+    return result
+
+
+def _gated(kind: str, gate: torch.nn.Module, a: Sequence[Tensor]) -> list[Tensor]:
+    atoms, c = a[0].shape
+    if kind == "norm":
+        out = [a[0] * torch.sigmoid(a[0])]
+        for l in range(1, len(a)):
+            square = (a[l].reshape(atoms, c, -1) ** 2).sum(2)
+            factor = torch.sigmoid(gate.slope[l - 1] * square + gate.offset[l - 1])
+            out.append(a[l] * factor.reshape(atoms, c, *[1] * l))
+        return [_channels(x, linear.weight) for x, linear in zip(out, gate.out, strict=True)]
+    factors = (a[0] @ gate.gates.weight).reshape(atoms, len(a), c)
+    factors = factors * torch.sigmoid(factors)
+    return [
+        _channels(x, linear.weight) * factors[:, l].reshape(atoms, c, *[1] * l)
+        for l, (x, linear) in enumerate(zip(a, gate.out, strict=True))
+    ]
+
+
+def _products(levels: Levels, a: Sequence[Tensor], ranks: Sequence[int], norm: str) -> list[Tensor]:
+    """Every order of the product basis by output rank, [A, n_l·C, 3, ..., 3]: STF, whatever A is."""
+    values, collected = list(a), {l: [project(a[l], l)] for l in ranks}
     for level in levels[1:]:
         values = [contract(values[p.parent], a[p.l2], (p.l1, p.l2, p.l3), norm) for p in level]
         for l in ranks:
             collected[l] += [v for v, p in zip(values, level, strict=True) if p.l3 == l]
-    return [torch.cat(parts, 1) for parts in collected]
+    return [torch.cat(collected[l], 1) for l in ranks]
+
+
+def _mixed(model: Tace, x: Tensor, weight: Tensor, species: Tensor) -> Tensor:
+    if model.config.mixing == "coupled":
+        return _by_element(x, weight, species)
+    _, paths, c = weight.shape
+    by_path = x.reshape(len(x), paths, c, *x.shape[2:])
+    return torch.einsum("apc...,apc->ac...", by_path, weight[species])
+
+
+def layer_features(
+    model: Tace, t: int, h: Sequence[Tensor], edges: tuple, around: tuple[Tensor, Tensor]
+) -> list[Tensor]:
+    """Features of layer t by rank of its outputs, [A, C, 3, ..., 3]; `around`: species, radial basis."""
+    config, layer, (species, radial) = model.config, model.layers[t], around
+    basis = _whole_atomic_basis if config.weights == "all" else _atomic_basis
+    a = basis(model, layer.interaction, h, edges, radial)
+    if config.gate != "none":
+        a = _gated(config.gate, layer.gate, a)
+    products = _products(layer.product.levels, a, layer.outputs, config.coupling_norm)
+    new = [
+        _channels(_mixed(model, x, mix.weight, species), out.weight)
+        for x, mix, out in zip(products, layer.mix, layer.out, strict=True)
+    ]
+    if t > 0 or config.n_layers == 1:  # no self-connection in the first of several layers
+        new = [
+            x + _by_element(project(a[l], l), connect.weight, species)
+            for l, x, connect in zip(layer.outputs, new, layer.self_connection, strict=True)
+        ]
+    if config.residual and t > 0:
+        new = [x + h[l] if l < len(h) else x for l, x in zip(layer.outputs, new, strict=True)]
+    return new
 
 
 def energy(model: Tace, atoms: Atoms, positions: Tensor, cell: Tensor, fidelity: int) -> Tensor:
@@ -216,23 +324,11 @@ def energy(model: Tace, atoms: Atoms, positions: Tensor, cell: Tensor, fidelity:
         u = model.fidelity_table[fidelity] @ model.fidelity_mix.weight
         h0 = h0 + u * torch.sigmoid(u)
     h, readout = [h0], torch.zeros(len(atoms), dtype=positions.dtype)
-    last = config.n_layers - 1
-    for t, (layer, linear) in enumerate(zip(model.layers, model.readouts, strict=True)):
-        ranks = range(config.L_max + 1) if t < last else range(1)
-        a = _atomic_basis(model, layer.interaction, h, edges, radial)
-        products = _products(layer.product.levels, a, ranks, config.coupling_norm)
-        h = [
-            _channels(_by_element(x, mix.weight, species), out.weight)
-            for x, mix, out in zip(products, layer.mix, layer.out, strict=True)
-        ]
-        if t > 0 or last == 0:  # no self-connection in the first of several layers
-            h = [
-                x + _by_element(a[l], connect.weight, species)
-                for l, x, connect in zip(ranks, h, layer.self_connection, strict=True)
-            ]
+    for t, linear in enumerate(model.energy_readout.linear):
+        h = layer_features(model, t, h, edges, (species, radial))
         readout = readout + (h[0] @ linear.weight)[:, 0]
-    hidden = h[0] @ model.hidden.weight
-    readout = readout + (hidden * torch.sigmoid(hidden) @ model.hidden_out.weight)[:, 0]
+    hidden = h[0] @ model.energy_readout.hidden.weight
+    readout = readout + (hidden * torch.sigmoid(hidden) @ model.energy_readout.hidden_out[0].weight)[:, 0]
     density = torch.zeros(len(atoms), dtype=positions.dtype).index_add(0, i, f)
     e0, scale, shift = (t[fidelity, species] for t in (model.e0_eV, model.scale_eV, model.shift_eV))
     return (e0 + scale * readout + shift * (1 - torch.exp(-4.0 * density))).sum()

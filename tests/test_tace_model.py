@@ -50,13 +50,19 @@ def build(dtype: torch.dtype = torch.float64, **changes: object) -> Tace:
 def batch_of(model: Tace, *frames: Atoms, fidelity: int = 0, skin: float = 0.0):
     cutoff = model.config.cutoff_A + skin
     graphs = [
-        make_graph(a, model.config.elements, cutoff=cutoff, fidelity=fidelity) for a in frames
+        make_graph(
+            a, model.config.elements, cutoff=cutoff, fidelity=fidelity, inputs=model.config.inputs
+        )
+        for a in frames
     ]
     return collate(graphs, len(model.config.elements))
 
 
-def evaluated(model: Tace, *frames: Atoms, fidelity: int = 0, skin: float = 0.0):
-    return evaluate(model, batch_of(model, *frames, fidelity=fidelity, skin=skin), stress=True)
+def evaluated(
+    model: Tace, *frames: Atoms, fidelity: int = 0, skin: float = 0.0, responses: tuple[str, ...] = ()
+):
+    batch = batch_of(model, *frames, fidelity=fidelity, skin=skin)
+    return evaluate(model, batch, stress=True, responses=responses)
 
 
 # ---- the compact form is the Cartesian model ----
@@ -317,12 +323,14 @@ def test_parts_without_neighbours_contribute_no_gradient_to_weights():
 def test_energies_of_atoms_add_up_and_come_in_the_order_of_the_input(structure):
     model = build()
     frames = [structure(n) for n in NAMES]
-    answer = evaluated(model, *frames)
+    answer = evaluated(model, *frames, responses=("atomic_energies",))
     sizes = [len(a) for a in frames]
-    sums = torch.stack([part.sum() for part in answer.node_energies.split(sizes)])
-    assert_allclose(sums, answer.energies, rtol=1e-14)  # the same numbers in another order
-    for atoms, part in zip(frames, answer.node_energies.split(sizes), strict=True):
-        assert_allclose(evaluated(model, atoms[::-1]).node_energies.flip(0), part, rtol=1e-12)
+    parts = answer.outputs["atomic_energies"].split(sizes)
+    # the same numbers in another order
+    assert_allclose(torch.stack([part.sum() for part in parts]), answer.energies, rtol=1e-14)
+    for atoms, part in zip(frames, parts, strict=True):
+        backwards = evaluated(model, atoms[::-1], responses=("atomic_energies",))
+        assert_allclose(backwards.outputs["atomic_energies"].flip(0), part, rtol=1e-12)
     assert answer.features.shape == (sum(sizes), TINY.n_layers * TINY.channels)
 
 
@@ -413,7 +421,8 @@ def test_gradient_of_a_force_and_stress_loss_is_its_slope(stress, structure):
 def test_no_graph_is_kept_unless_asked_for(structure):
     model = build()
     result = evaluated(model, structure("crystal"))
-    assert not any(t.requires_grad for t in result)
+    tensors = [t for t in result if isinstance(t, torch.Tensor)]
+    assert not any(t.requires_grad for t in (*tensors, *result.outputs.values()))
     energies = evaluate(model, batch_of(model, structure("water")), forces=False)
     assert energies.forces is None
     assert energies.stresses is None
@@ -424,7 +433,7 @@ def test_geometry_can_be_shared_by_several_models(structure):
     with torch.no_grad():
         second.embedding *= 1.5
     batch = batch_of(first, structure("crystal"))
-    shared = strained_geometry(first, batch, make_leaves(batch, stress=False))
+    shared, _ = strained_geometry(first, batch, make_leaves(batch, stress=False))
     for model in (first, second):
         assert_allclose(
             model(batch, shared).energies.detach(), evaluate(model, batch).energies, rtol=1e-14
@@ -467,7 +476,7 @@ def test_every_parameter_is_drawn_at_the_scale_of_its_gain():
 
 def test_the_gain_of_each_parameter_is_that_of_its_initialisation():
     model, wide = Tace(TINY, seed=0), Tace(dataclasses.replace(TINY, channels=12), seed=0)
-    for name in ("embedding", "fidelity_table", "layers.0.mix.0.weight", "readouts.0.weight"):
+    for name in ("embedding", "fidelity_table", "layers.0.mix.0.weight", "energy_readout.linear.0.weight"):
         for m in (model, wide):
             largest = float(m.get_parameter(name).detach().abs().max())
             bound = gains(m)[name] * 3**0.5

@@ -14,14 +14,18 @@ from numpy.testing import assert_allclose
 
 from tace.committee import Committee
 from tace.config import preset
-from tace.data import Labelled, collate_samples, make_samples, statistics
+from tace.data import Labelled, collate_samples, make_samples
 from tace.derivatives import evaluate, voigt
 from tace.errors import DataError, TaceError, TrainingError
 from tace.io import read_archive, save_model, write_archive
 from tace.layers import Linear, gains
+from tace.loss import loss
 from tace.metrics import errors
 from tace.model import Tace
-from tace.train import Trainer, TrainSettings, draw_order, fit, loss, validation_error
+from tace.reference import set_statistics, statistics
+from tace.settings import TrainSettings
+from tace.train import Trainer, draw_order, fit
+from tace.validation import validation_errors, watched
 
 CONFIG = preset(
     "nano",
@@ -61,7 +65,7 @@ def frames_of(structure, names, *, fidelity: str = "cheap", seed: int = 0) -> li
 def build(frames: list[Labelled], *, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tace:
     model = Tace(CONFIG, seed=seed, dtype=dtype)
     facts = statistics(frames, CONFIG, E0)
-    model.set_reference(facts.e0_eV, facts.scale_eV_per_A, facts.shift_eV_per_atom)
+    set_statistics(model, facts)
     return model
 
 
@@ -205,7 +209,7 @@ def test_a_weight_of_two_is_the_structure_twice(frames):
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"energy_eV": None, "forces_eV_per_A": None}, "neither an energy nor forces"),
+        ({"energy_eV": None, "forces_eV_per_A": None}, "has none of energy, forces"),
         ({"energy_eV": math.nan}, "energy is not finite"),
         ({"forces_eV_per_A": np.full((3, 3), np.inf)}, "forces is not finite"),
         ({"forces_eV_per_A": np.zeros((2, 3))}, r"forces has shape \(2, 3\)"),
@@ -420,9 +424,9 @@ def scripted(monkeypatch, values):
     """Validations that say `values` and remember the averaged weights at each."""
     seen: list[list[torch.Tensor]] = []
 
-    def validate(trainer: Trainer) -> float:
+    def validate(trainer: Trainer) -> dict[str, float]:
         seen.append([a.clone() for a in trainer.average])
-        return values[len(seen) - 1]
+        return {"force_rmse_eV_per_A": values[len(seen) - 1]}
 
     monkeypatch.setattr(Trainer, "validate", validate)
     return seen
@@ -492,7 +496,7 @@ def test_the_validation_error_is_the_force_rmse_of_the_averaged_weights(frames):
     trainer = Trainer(build(frames), samples[1:], samples[:2], SHORT)
     for _ in range(3):
         trainer.one_step()
-    value = trainer.validate()
+    value = watched(trainer.validate())
     last = [p.detach().clone() for p in trainer.parameters]
     averaged = build(frames)
     with torch.no_grad():
@@ -510,9 +514,9 @@ def test_the_validation_error_without_forces_is_that_of_the_energies(frames):
     ]
     model = build(frames)
     said = Committee([model])([f.atoms for f in bare], fidelity="cheap")
-    found = validation_error(model, make_samples(bare, CONFIG), SHORT)
-    assert found == pytest.approx(errors(bare, said).energy_rmse_eV_per_atom, rel=1e-5)
-    assert math.isnan(validation_error(model, [], SHORT))
+    found = validation_errors(model, make_samples(bare, CONFIG), SHORT)
+    assert watched(found) == pytest.approx(errors(bare, said).energy_rmse_eV_per_atom, rel=1e-5)
+    assert math.isnan(watched(validation_errors(model, [], SHORT)))
 
 
 def test_the_shift_closes_the_mean_energy_error_of_each_fidelity(frames):
@@ -600,7 +604,8 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(
 
 
 def test_a_resumed_run_remembers_the_plateau(frames, tmp_path, monkeypatch):
-    monkeypatch.setattr(Trainer, "validate", lambda trainer: 1.0)  # never better than at first
+    found = {"force_rmse_eV_per_A": 1.0}
+    monkeypatch.setattr(Trainer, "validate", lambda trainer: found)  # never better than at first
     samples = make_samples(frames, CONFIG)
     settings = TrainSettings(steps=16, batch_size=1, validate_every=1, schedule="plateau")
     whole, file = build(frames), tmp_path / "x.checkpoint"

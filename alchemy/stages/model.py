@@ -44,18 +44,17 @@ def train(context: Context, state: RoundState, *, final: bool = False) -> dict[s
 
 def _request(context: Context, number: int, member: int, snapshot: Snapshot) -> dict[str, Any]:
     model, settings = context.campaign.model, context.campaign.model.train
-    overrides = {
-        name: value
-        for name, value in {
-            "channels": model.overrides.channels,
-            "l_max": model.overrides.l_max,
-            "L_max": model.overrides.L_max,
-            "correlation": model.overrides.correlation,
-            "n_layers": model.overrides.layers,
-            "radial_hidden": model.overrides.radial_mlp,
-        }.items()
-        if value is not None
+    chosen: dict[str, Any] = {
+        "channels": model.overrides.channels,
+        "l_max": model.overrides.l_max,
+        "L_max": model.overrides.L_max,
+        "correlation": model.overrides.correlation,
+        "n_layers": model.overrides.layers,
+        "radial_hidden": model.overrides.radial_mlp,
+        "les": {} if model.les else None,
+        "zbl": model.zbl or None,
     }
+    overrides = {name: value for name, value in chosen.items() if value is not None}
     return {
         "store": str(context.home.store),
         "as_of": snapshot.last,

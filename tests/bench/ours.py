@@ -13,10 +13,11 @@ from torch import Tensor
 
 from tace.batch import Batch, Graph, collate, make_graph
 from tace.config import TaceConfig
-from tace.data import Labelled, mean_neighbors
+from tace.data import Labelled
 from tace.derivatives import evaluate
 from tace.layers import gains
 from tace.model import Tace
+from tace.reference import mean_neighbors
 
 CUTOFF_A = 5.0
 

@@ -1,0 +1,92 @@
+"""What depends on positions and cells alone: shared by layers and by the members of a committee."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .batch import Batch
+from .config import TaceConfig
+from .ict import angular_norm, scaled_coupling
+from .layers import pair_to_slot
+from .radial import envelope, radial_basis
+from .repulsion import check_cutoff, zbl_energies
+
+
+class Geometry(NamedTuple):
+    """Attributes of pairs and slots, and the coordinates that they were made of."""
+
+    radial: Tensor  # [P+1, n], enveloped
+    angular: list[Tensor]  # rank l: [A·K, 2l+1]; zero in padding slots
+    density: Tensor  # [A] Σ_j f(r_ij)
+    positions: Tensor  # [A,3] float64, strained
+    cells: Tensor  # [S,3,3] float64, strained
+    repulsion: Tensor | None  # [A] float64, eV: screened nuclear repulsion
+
+
+class EdgeBasis(nn.Module):
+    """Radial and angular attributes (eqs. 6 to 8) from pair vectors formed in float64."""
+
+    numbers: Tensor  # [Z]
+
+    def __init__(self, config: TaceConfig) -> None:
+        super().__init__()
+        self.config = config
+        for l in range(2, config.l_max + 1):  # noqa: E741
+            matrix = torch.from_numpy(scaled_coupling(l - 1, 1, l).reshape(-1, 2 * l + 1).copy())
+            ratio = angular_norm(l) / angular_norm(l - 1)
+            self.register_buffer(f"raise{l}", matrix * ratio, persistent=False)
+        if config.zbl:
+            check_cutoff(config.elements, config.cutoff_A)
+            self.register_buffer("numbers", torch.tensor(config.elements), persistent=False)
+
+    def forward(
+        self, batch: Batch, positions: Tensor, cells: Tensor, vectors: Tensor, *, dtype: torch.dtype
+    ) -> Geometry:
+        """
+        Args:
+            positions: [A,3] float64, possibly strained.
+            cells: [S,3,3] float64, strained alike.
+            vectors: [P,3] float64, x_i − x_j − S·h of every pair.
+        """
+        cutoff = self.config.cutoff_A
+        dummy = torch.tensor([[2.0 * cutoff, 0.0, 0.0]], dtype=vectors.dtype, device=vectors.device)
+        vectors = torch.cat([vectors, dummy])
+        lengths = vectors.square().sum(1, keepdim=True).sqrt()
+        unit = (vectors / lengths).to(dtype)
+        r = lengths.to(dtype)
+        f = envelope(r, cutoff, self.config.envelope_p)
+        radial = radial_basis(r, cutoff, self.config.n_radial, orders=self.config.radial_orders) * f
+        slot_f = pair_to_slot(f, batch.slot_pair, batch.pair_slots).view(-1, batch.slots)
+        repulsion = self._repulsion(lengths[:-1, 0], batch) if self.config.zbl else None
+        return Geometry(
+            radial, self._angular(unit, batch), slot_f.sum(1), positions, cells, repulsion
+        )
+
+    def _repulsion(self, lengths: Tensor, batch: Batch) -> Tensor:
+        first, second = (batch.species.index_select(0, k) for k in (batch.pair_i, batch.pair_j))
+        half = 0.5 * zbl_energies(lengths, first, second, self.numbers, p=self.config.envelope_p)
+        start = torch.zeros(len(batch.species), dtype=half.dtype, device=half.device)
+        return start.index_add(0, batch.pair_i, half).index_add(0, batch.pair_j, half)
+
+    def _angular(self, unit: Tensor, batch: Batch) -> list[Tensor]:
+        """E_l = c_l·STF(r̂^l) in every slot (eq. 8), by raising the rank once a step on pairs."""
+        attributes = [torch.ones_like(unit[:, :1]), unit]
+        for l in range(2, self.config.l_max + 1):  # noqa: E741
+            outer = (attributes[-1].unsqueeze(2) * unit.unsqueeze(1)).flatten(1)
+            attributes.append(outer @ getattr(self, f"raise{l}"))
+        attributes = attributes[: self.config.l_max + 1]
+        flat = pair_to_slot(torch.cat(attributes, 1), batch.slot_pair, batch.pair_slots)
+        sign = batch.slot_sign.to(flat.dtype).unsqueeze(1)
+        sizes = [2 * l + 1 for l in range(len(attributes))]  # noqa: E741
+        signs = torch.cat([(sign if l % 2 else sign.abs()).expand(-1, n) for l, n in enumerate(sizes)], 1)  # noqa: E741
+        return list((flat * signs).split(sizes, 1))
+
+
+def pair_vectors(batch: Batch, positions: Tensor, shift: Tensor) -> Tensor:
+    """[P,3], from j to i: x_i − x_j − shift."""
+    return (
+        positions.index_select(0, batch.pair_i) - positions.index_select(0, batch.pair_j) - shift
+    )

@@ -1,0 +1,54 @@
+"""How to train: the settings of a run, as plain values that a checkpoint compares."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from .errors import TaceError
+
+SCHEDULES = ("constant", "linear", "cosine", "plateau")
+KINDS = ("mse", "mae", "huber", "l2")
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How to train; weights multiply mean squared errors of the energy per atom (eV), the forces
+    (eV/Å) and the virial per atom (eV): a stress in eV/Å³ is too small to be heard beside them.
+    """
+
+    steps: int = 2000
+    batch_size: int = 8
+    learning_rate: float = 1e-2
+    schedule: str = "cosine"
+    energy_weight: float = 1.0
+    forces_weight: float = 10.0
+    stress_weight: float = 1.0
+    label_weights: dict[str, float] = field(default_factory=dict)  # of further quantities, by name
+    loss_kinds: dict[str, str] = field(default_factory=dict)  # 'mae', 'huber' or 'l2' in place of 'mse'
+    hessian_rows: int = 2  # of each structure and step, where Hessians are trained on
+    fidelity_balance: float = 0.5  # 0: drawn as they come; 1: every fidelity equally often
+    ema_decay: float = 0.99
+    clip_norm: float = 10.0
+    amsgrad: bool = True
+    validate_every: int = 100  # steps
+    patience: int = 0  # validations without improvement before an early stop; 0: never
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.schedule not in SCHEDULES:
+            raise TaceError(f"unknown schedule '{self.schedule}': use {', '.join(SCHEDULES)}")
+        for name in ("steps", "batch_size", "learning_rate", "validate_every", "clip_norm"):
+            value = getattr(self, name)
+            if not value > 0:
+                raise TaceError(f"training setting {name} must be positive, got {value}")
+        for name, kind in self.loss_kinds.items():
+            if kind not in KINDS:
+                raise TaceError(f"unknown loss '{kind}' for {name}: use {', '.join(KINDS)}")
+        for name, weight in self.label_weights.items():
+            if not weight >= 0:
+                raise TaceError(f"training weight of {name} must not be negative, got {weight}")
+
+    def weight(self, name: str) -> float:
+        """Weight of a quantity in the loss."""
+        own = {"energy": self.energy_weight, "forces": self.forces_weight, "stress": self.stress_weight}
+        return own[name] if name in own else self.label_weights.get(name, 1.0)
