@@ -1,93 +1,26 @@
 """Quantities with units in text: `"80 meV/A"`, `"12 h"`, `"600 K"` become floats in one fixed unit.
 
-Every unit is an exact fraction of eV, Å, fs and K, so that `"80 meV/A"` is the same float as 0.08
-and a value written by `Kind.text` is read back to the last bit. Bare numbers are refused: a file
-that says `label_above: 80` has been wrong by a factor of a thousand too often.
-Constants: h, e, k_B and N_A as fixed by the SI of 2019; hartree and bohr from CODATA 2022.
+Every unit is an exact fraction (`tace.units`), so that `"80 meV/A"` is the same float as 0.08 and a
+value written by `Kind.text` is read back to the last bit. Bare numbers are refused: a file that says
+`label_above: 80` has been wrong by a factor of a thousand too often.
 """
 
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Context, Decimal, Inexact
-from difflib import get_close_matches
 from fractions import Fraction
 from typing import Annotated, Any, Literal
 
 from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-Dimension = tuple[int, int, int, int]  # powers of energy, length, time, temperature
-
-_PASCAL_A3 = Fraction("6.241509074460763e-12")  # eV/Å³ in one Pa: 1e-30 m³ / 1.602176634e-19 J
-_PER_MOL = Fraction("6.02214076e23")
-_JOULE = Fraction(10**19) / Fraction("1.602176634")
-_SECOND = Fraction(10**15)
-
-_UNITS: dict[str, tuple[Fraction, Dimension]] = {
-    **{
-        s: (Fraction(f), (1, 0, 0, 0))
-        for s, f in {
-            "eV": "1",
-            "meV": "1e-3",
-            "keV": "1e3",
-            "Ha": "27.211386245981",
-            "Hartree": "27.211386245981",
-            "Ry": "13.6056931229905",
-        }.items()
-    },
-    "J": (_JOULE, (1, 0, 0, 0)),
-    "kJ": (_JOULE * 1000, (1, 0, 0, 0)),
-    "kcal": (_JOULE * 4184, (1, 0, 0, 0)),
-    "mol": (_PER_MOL, (0, 0, 0, 0)),
-    **{
-        s: (Fraction(f), (0, 1, 0, 0))
-        for s, f in {
-            "A": "1",
-            "Å": "1",
-            "Angstrom": "1",
-            "pm": "1e-2",
-            "nm": "10",
-            "Bohr": "0.529177210544",
-        }.items()
-    },
-    **{
-        s: (Fraction(f), (0, 0, 1, 0))
-        for s, f in {"fs": "1", "ps": "1e3", "ns": "1e6", "us": "1e9", "ms": "1e12"}.items()
-    },
-    **{
-        s: (n * _SECOND, (0, 0, 1, 0))
-        for s, n in {"s": 1, "min": 60, "h": 3600, "d": 86400}.items()
-    },
-    "K": (Fraction(1), (0, 0, 0, 1)),
-    **{
-        s: (Fraction(f) * _PASCAL_A3, (1, -3, 0, 0))
-        for s, f in {
-            "Pa": "1",
-            "kPa": "1e3",
-            "MPa": "1e6",
-            "GPa": "1e9",
-            "bar": "1e5",
-            "kbar": "1e8",
-        }.items()
-    },
-}
-
-_DIMENSION_NAMES: dict[Dimension, str] = {
-    (1, 0, 0, 0): "an energy",
-    (0, 1, 0, 0): "a length",
-    (0, 0, 1, 0): "a time",
-    (0, 0, 0, 1): "a temperature",
-    (1, -1, 0, 0): "a force",
-    (1, -3, 0, 0): "a pressure",
-}
+from tace.units import DIMENSION_NAMES, Dimension, UnitError, parse_unit, plain
 
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,3})?"
 _QUANTITY = re.compile(rf"\s*(?P<number>{_NUMBER})\s*(?P<unit>\S.*?)?\s*")
-_FACTOR = re.compile(r"\s*([*/])\s*([^\W\d_]+)(?:(?:\^|\*\*)?(-?\d))?\s*")
 
 
 class QuantityError(ValueError):
@@ -121,7 +54,7 @@ class Kind:
             raise QuantityError(f"found {describe(value)}; write {like}")
         exact, dimension = parse_quantity(value, self)
         if dimension != self.dimension:
-            found = _DIMENSION_NAMES.get(dimension, "something else")
+            found = DIMENSION_NAMES.get(dimension, "something else")
             raise QuantityError(
                 f'found "{value}", which is {found}; write {self.noun} such as "{self.example}"'
             )
@@ -193,9 +126,9 @@ Pressure = Annotated[float, PRESSURE]
 
 
 def parse_quantity(text: str, kind: Kind | None = None) -> tuple[Fraction, Dimension]:
-    """Number times unit, exactly, in eV, Å, fs and K, with the powers of these four."""
+    """Number times unit, exactly, in the units of `tace.units`, with their powers."""
     like = f'; write {kind.noun} such as "{kind.example}"' if kind else ""
-    match = _QUANTITY.fullmatch(_plain(text))
+    match = _QUANTITY.fullmatch(plain(text))
     if match is None:
         raise QuantityError(f'found "{text}", which is not a number and a unit{like}')
     number = Fraction(Decimal(match["number"]))
@@ -204,27 +137,9 @@ def parse_quantity(text: str, kind: Kind | None = None) -> tuple[Fraction, Dimen
         raise QuantityError(f'found "{text}", a bare number; write {" or ".join(options)}')
     try:
         factor, dimension = parse_unit(match["unit"])
-    except QuantityError as error:
+    except UnitError as error:
         raise QuantityError(f'found "{text}": {error}{like}') from None
     return number * factor, dimension
-
-
-def parse_unit(unit: str) -> tuple[Fraction, Dimension]:
-    """`eV/Å^3` → its size in eV, Å, fs and K, and its dimension; `/` binds one factor only."""
-    rest, factor, powers = "*" + _plain(unit).strip(), Fraction(1), [0, 0, 0, 0]
-    while rest:
-        match = _FACTOR.match(rest)
-        if match is None:
-            raise QuantityError(f"'{unit}' is not a unit")
-        operator, symbol, power_text = match.groups()
-        if symbol not in _UNITS:
-            raise QuantityError(f"unknown unit '{symbol}'{_nearest_unit(symbol)}")
-        power = int(power_text or 1) * (1 if operator == "*" else -1)
-        size, dimension = _UNITS[symbol]
-        factor *= size**power
-        powers = [p + power * d for p, d in zip(powers, dimension, strict=True)]
-        rest = rest[match.end() :]
-    return factor, (powers[0], powers[1], powers[2], powers[3])
 
 
 def describe(value: object) -> str:
@@ -238,17 +153,6 @@ def describe(value: object) -> str:
         str: lambda v: repr(v if len(v) <= 60 else v[:57] + "..."),
     }
     return names.get(type(value), repr)(value)
-
-
-def _plain(text: str) -> str:
-    # NFKC turns the Angstrom sign U+212B into Å, and ³ into 3, which `_FACTOR` takes as a power.
-    return unicodedata.normalize("NFKC", text).replace("·", "*").replace("−", "-")
-
-
-def _nearest_unit(symbol: str) -> str:
-    same = [unit for unit in _UNITS if unit.casefold() == symbol.casefold()]
-    near = same or get_close_matches(symbol, list(_UNITS), n=1)
-    return f"; did you mean '{near[0]}'?" if near else ""
 
 
 def _decimal(number: Fraction) -> str | None:

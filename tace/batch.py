@@ -22,6 +22,8 @@ from .inputs import read_inputs
 from .neighbors import Pairs, find_pairs
 from .quantities import INPUTS
 
+COINCIDENT_A = 1e-4
+
 
 @dataclass(frozen=True)
 class Graph:
@@ -122,8 +124,21 @@ def make_graph(
         pairs = find_pairs(positions, cell, pbc, cutoff=cutoff)
     except ValueError as error:
         raise DataError(f"{atoms.get_chemical_formula()}: {error}") from error
+    _refuse_coincidence(atoms, positions, cell, pairs)
     species = species_index(atoms.numbers, elements)
     return Graph(positions, species, cell, pbc, pairs, fidelity, read_inputs(atoms, inputs))
+
+
+def _refuse_coincidence(atoms: Atoms, positions: np.ndarray, cell: np.ndarray, pairs: Pairs) -> None:
+    """Two atoms in one place have no direction between them: their forces would be NaN."""
+    vectors = positions[pairs.i] - positions[pairs.j] - pairs.shift @ cell
+    square = np.einsum("px,px->p", vectors, vectors)
+    if len(square) and square.min() < COINCIDENT_A**2:
+        n = int(square.argmin())
+        raise DataError(
+            f"{atoms.get_chemical_formula()}: atoms {pairs.i[n]} and {pairs.j[n]} are in the same place "
+            f"({square[n] ** 0.5:.1e} Å apart); one of them is a duplicate"
+        )
 
 
 def collate(graphs: Sequence[Graph], n_species: int) -> Batch:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from .batch import Batch
 from .config import HeadConfig, TaceConfig
 from .errors import DataError
-from .heads import Features, HeadStatistics, Readout, References, of_level, structure_sum
+from .heads import Features, HeadStatistics, Readout, of_level, structure_sum
+from .layers import References
 
 SMALLEST_HARDNESS = 1e-6  # spec §10: keeps η̂ positive
 HARDNESS_GAIN = 0.1  # η starts near one: charges diverge where it crosses zero

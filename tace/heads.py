@@ -11,8 +11,8 @@ Units are those of the labels. Sums over atoms, scales and offsets are float64, 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from .batch import Batch
 from .config import HeadConfig, TaceConfig
 from .errors import DataError, TaceError
 from .ict import allowed, coupling
-from .layers import Linear
+from .layers import Linear, References
 from .tensors import Block, index_symmetry, pseudo_allowed, pseudo_coupling, rank_of
 
 Features = Sequence[Mapping[int, Tensor]]  # of every layer, by rank: [A, 2l+1, C]
@@ -167,35 +167,6 @@ def of_level(x: Tensor, level: Tensor, n_levels: int) -> Tensor:
 def structure_sum(x: Tensor, structure: Tensor, n_structures: int) -> Tensor:
     """[A, ...] → [S, ...] by the owner of each atom."""
     return x.new_zeros((n_structures, *x.shape[1:])).index_add(0, structure, x)
-
-
-class References(nn.Module):
-    """Constants that stay float64 when a model goes to float32, and still follow it to a device."""
-
-    scale: Tensor
-    shift: Tensor
-    basis: Tensor
-
-    def __init__(self, saved: Mapping[str, Tensor], fixed: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        for values, persistent in ((saved, True), (fixed, False)):
-            for name, value in values.items():
-                self.register_buffer(name, value.double().clone(), persistent=persistent)
-
-    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> References:
-        before = dict(self.named_buffers())
-        super()._apply(fn, recurse)
-        for name, value in before.items():
-            moved = self.get_buffer(name)
-            if moved.dtype != value.dtype:
-                setattr(self, name, value.to(moved.device))
-        return self
-
-    def set(self, name: str, value: np.ndarray) -> None:
-        buffer = self.get_buffer(name)
-        if value.shape != tuple(buffer.shape):
-            raise ValueError(f"{name} has shape {value.shape}, expected {tuple(buffer.shape)}")
-        buffer.copy_(torch.from_numpy(np.asarray(value, dtype=np.float64)))
 
 
 # ------------------------------------------------------------------ what labels say

@@ -104,20 +104,18 @@ def model_from_document(
         model.load_state_dict(state)
     except (TaceError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise ModelFileError(f"{where}: not a complete tace model ({error})") from error
-    if dtype is not None and dtype != model.dtype:
-        references = {n: b.clone() for n, b in model.named_buffers() if n.endswith("_eV")}
-        model.to(dtype)
-        for name, value in references.items():  # energies of atoms stay in float64
-            setattr(model, name, value)
-    return model.to(device)
+    return model.to(device=device, dtype=dtype)
 
 
 def _renamed(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Names of format 1, which had one readout and no others beside it."""
+    """Names of format 1, which had one readout, and references beside the weights."""
     places = {
         "readouts.": "energy_readout.linear.",
         "hidden.": "energy_readout.hidden.",
         "hidden_out.": "energy_readout.hidden_out.0.",
+        "e0_eV": "reference.e0_eV",
+        "scale_eV": "reference.scale_eV",
+        "shift_eV": "reference.shift_eV",
     }
     found = {}
     for name, value in state.items():

@@ -8,9 +8,10 @@ multiplied by the gain, which `gains` lets the trainer do. Inference then pays n
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -153,6 +154,35 @@ class RadialNetwork(nn.Module):
         for layer in self.layers[:-1]:
             x = nn.functional.silu(layer(x))
         return self.layers[-1](x)
+
+
+class References(nn.Module):
+    """Constants that stay float64 when a model goes to float32, and still follow it to a device."""
+
+    scale: Tensor
+    shift: Tensor
+    basis: Tensor
+
+    def __init__(self, saved: Mapping[str, Tensor], fixed: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        for values, persistent in ((saved, True), (fixed, False)):
+            for name, value in values.items():
+                self.register_buffer(name, value.double().clone(), persistent=persistent)
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> References:
+        before = dict(self.named_buffers())
+        super()._apply(fn, recurse)
+        for name, value in before.items():
+            moved = self.get_buffer(name)
+            if moved.dtype != value.dtype:
+                setattr(self, name, value.to(moved.device))
+        return self
+
+    def set(self, name: str, value: np.ndarray) -> None:
+        buffer = self.get_buffer(name)
+        if value.shape != tuple(buffer.shape):
+            raise ValueError(f"{name} has shape {value.shape}, expected {tuple(buffer.shape)}")
+        buffer.copy_(torch.from_numpy(np.asarray(value, dtype=np.float64)))
 
 
 def gains(model: nn.Module) -> dict[str, float]:

@@ -30,7 +30,7 @@ from .errors import TaceError
 from .geometry import EdgeBasis, Geometry, pair_vectors
 from .heads import TensorHead, needed_ranks
 from .interaction import Layer
-from .layers import Linear, draw
+from .layers import Linear, References, draw
 from .les import constrain, les_energies
 from .readout import ScalarReadout
 
@@ -53,10 +53,6 @@ class Tace(nn.Module):
     E = Σ_i E0[f,z_i] + scale[f]·Σ_t ε_i^{(t)} + shift[f]·(1 − exp(−4 Σ_j f(r_ij))) + E_ZBL + E_LES,
     eqs. 13, 14 and 16 to 18. The smooth factor of the shift is ours: it lets an atom that leaves reach E0.
     """
-
-    e0_eV: Tensor  # [F, Z]
-    scale_eV: Tensor  # [F, Z]
-    shift_eV: Tensor  # [F, Z]
 
     def __init__(self, config: TaceConfig, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
@@ -99,10 +95,9 @@ class Tace(nn.Module):
                 for head in config.heads
             }
         )
+        zero = torch.zeros(f, z)
+        self.reference = References({"e0_eV": zero, "scale_eV": zero + 1.0, "shift_eV": zero}, {})
         self.to(dtype)
-        table = torch.zeros(f, z, dtype=torch.float64)
-        for name, value in (("e0", table), ("scale", table + 1.0), ("shift", table)):
-            self.register_buffer(f"{name}_eV", value.clone())
 
     def _add_inputs(self, config: TaceConfig, generator: torch.Generator) -> None:
         by_name = {i.name: i for i in config.inputs}
@@ -124,6 +119,21 @@ class Tace(nn.Module):
                     )
                     for _ in range(config.n_layers)
                 )
+
+    @property
+    def e0_eV(self) -> Tensor:
+        """[F, Z], energies of isolated atoms."""
+        return self.reference.get_buffer("e0_eV")
+
+    @property
+    def scale_eV(self) -> Tensor:
+        """[F, Z], eV for a readout of one."""
+        return self.reference.get_buffer("scale_eV")
+
+    @property
+    def shift_eV(self) -> Tensor:
+        """[F, Z], added to every atom with neighbours."""
+        return self.reference.get_buffer("shift_eV")
 
     @property
     def dtype(self) -> torch.dtype:

@@ -225,7 +225,7 @@ class Trainer:
                 if math.isfinite(value) and len(sample.graph.pairs.i):
                     residuals.setdefault(sample.graph.fidelity, []).append(value)
         for fidelity, values in residuals.items():
-            self.model.get_buffer("shift_eV")[fidelity] += float(np.mean(values))
+            self.model.shift_eV[fidelity] += float(np.mean(values))
 
     def state(self) -> dict[str, Any]:
         """Everything that `restore` needs, as tensors and plain values."""

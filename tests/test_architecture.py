@@ -30,7 +30,8 @@ DOORS = {
     "distributed": ("alchemy/executors.py",),
     "pyiron_base": ("alchemy/pyiron_jobs.py",),
     "pysqa": ("alchemy/pyiron_jobs.py",),
-    "ruamel": ("alchemy/config*.py", "alchemy/labelers/*.py"),  # a labeler may read its own input
+    # a labeler may read its own input
+    "ruamel": ("alchemy/config*.py", "alchemy/labelers/*.py", "tace/runfile*.py"),
     "yaml": (),
     "tables": (),
     "dill": (),

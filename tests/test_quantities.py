@@ -104,19 +104,3 @@ def test_what_is_written_is_read_back_to_the_last_bit(kind, value):
 )
 def test_a_value_is_written_as_a_person_would(kind, value, text):
     assert kind.text(value) == text
-
-
-@given(
-    first=st.sampled_from(sorted(q._UNITS)),
-    second=st.sampled_from(sorted(q._UNITS)),
-    power=st.integers(1, 3),
-)
-def test_units_multiply_and_divide_as_their_sizes_do(first, second, power):
-    (a, dim_a), (b, dim_b) = q.parse_unit(first), q.parse_unit(second)
-    product, dim_product = q.parse_unit(f"{first}*{second}")
-    ratio, dim_ratio = q.parse_unit(f"{first}/{second}^{power}")
-    assert product == a * b
-    assert ratio * b**power == a
-    assert dim_product == tuple(x + y for x, y in zip(dim_a, dim_b, strict=True))
-    assert dim_ratio == tuple(x - power * y for x, y in zip(dim_a, dim_b, strict=True))
-    assert q.parse_unit(f"{first}/{first}") == (1, (0, 0, 0, 0))

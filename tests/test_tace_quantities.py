@@ -293,3 +293,20 @@ def test_a_class_that_was_not_trained_on_is_refused(structure):
     atoms.info["spin_multiplicity"] = 2
     with pytest.raises(DataError, match="2 was not trained on; known: 1, 3"):
         batch_of(model, atoms)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_nothing_jumps_when_an_atom_crosses_the_cutoff(name, structure):
+    """Energy and forces just inside and outside; the long range is smooth there by itself."""
+    model = lively(build(**VARIANTS[name]))
+    step = 1e-4
+    answers = []
+    for side in (-1.0, 1.0):
+        atoms = conditioned(structure("water"))
+        atoms += Atoms("H", positions=[atoms.positions[0] + [CUTOFF + side * step, 0, 0]])
+        answers.append(evaluate(model, batch_of(model, conditioned(atoms, seed=1))))
+    inside, outside = answers
+    slope = float(outside.forces.abs().max()) + 1.0
+    # the envelope vanishes as (1 − u)³: 1e-13 of it is left; what moves otherwise moves by step · slope
+    assert abs(float(inside.energies - outside.energies)) < 4 * step * slope
+    assert float((inside.forces - outside.forces).abs().max()) < 60 * step * slope
