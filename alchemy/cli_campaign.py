@@ -6,17 +6,9 @@ from pathlib import Path
 
 import click
 
-from alchemy.cli_paths import (
-    AS_JSON,
-    CAMPAIGN,
-    SETTINGS,
-    can_be_made,
-    find_campaign,
-    find_home,
-    is_home,
-    say_json,
-)
+from alchemy.cli_paths import CAMPAIGN, can_be_made, find_campaign, find_home, is_home
 from alchemy.errors import InputError
+from tace.cli_common import AS_JSON, SETTINGS, say_json
 
 TARGET = click.Path(path_type=Path)
 

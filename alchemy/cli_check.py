@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from alchemy.cli_paths import count
 from alchemy.config import Campaign, campaign_warnings
 from alchemy.errors import AlchemyError, InputError
+from tace.wording import count
 
 if TYPE_CHECKING:
     from ase import Atoms

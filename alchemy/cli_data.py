@@ -6,19 +6,12 @@ from pathlib import Path
 
 import click
 
-from alchemy.cli_paths import (
-    AS_JSON,
-    SETTINGS,
-    count,
-    find_home,
-    find_store,
-    say_json,
-    say_table,
-)
+from alchemy.cli_paths import find_home, find_store, say_table
+from tace.cli_common import AS_JSON, SETTINGS, WHERE, say_json
+from tace.wording import count
 
 SHOWN = 20  # rows for people; JSON has all of them
 ROWS = ("auto", "structures", "labels", "predictions", "events", "failures")
-WHERE = click.Path(path_type=Path)
 
 
 @click.group(context_settings=SETTINGS)

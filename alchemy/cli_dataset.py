@@ -12,12 +12,13 @@ from typing import Any
 
 from ase.data import atomic_numbers
 
-from alchemy.cli_paths import count, find_campaign, find_home, find_store, is_home
+from alchemy.cli_paths import find_campaign, find_home, find_store, is_home
 from alchemy.errors import AlchemyError, InputError
 from alchemy.identity import structure_uid
 from tace import readers
 from tace.errors import DataError
 from tace.readers import data_hash as digest
+from tace.wording import count
 
 __all__ = ["KINDS", "Dataset", "digest", "read_campaign", "read_dataset"]
 

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from alchemy.cli_paths import AS_JSON, SETTINGS, count, find_campaign, say_json, say_table
+from alchemy.cli_paths import find_campaign, say_table
 from alchemy.errors import AlchemyError, EnvironmentProblemError, InputError
+from tace.cli_common import AS_JSON, SETTINGS, WHERE, say_json
+from tace.wording import count, hint
 
 if TYPE_CHECKING:
     from alchemy.config import Campaign
@@ -19,7 +21,6 @@ if TYPE_CHECKING:
     from alchemy.records import LabelRecord
 
 NOTHING_LABELLED = 5
-WHERE = click.Path(path_type=Path)
 
 
 @click.command(context_settings=SETTINGS)
@@ -67,8 +68,6 @@ def label(
     given = find_campaign(source)
     campaign = given.campaign
     if fidelity not in campaign.fidelities:
-        from alchemy.config_fields import hint
-
         raise InputError(f"no fidelity '{fidelity}'; {hint(fidelity, campaign.fidelity_names)}")
     if not out.resolve().parent.is_dir():
         raise InputError(f"{out}: there is no folder {out.parent}")

@@ -1,4 +1,4 @@
-"""What a path on the command line means, and how commands look: shared by all `cli_*` modules.
+"""What a path on the command line means, and how tables look: shared by all `cli_*` modules.
 
 A campaign may be given by its file, by the folder of the file, or by the directory that
 `alchemy run` made.
@@ -6,7 +6,6 @@ A campaign may be given by its file, by the folder of the file, or by the direct
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from alchemy.errors import InputError
+from tace.cli_common import WHERE
+from tace.tables import aligned
 
 if TYPE_CHECKING:
     from alchemy.config import Campaign
 
 FILE, FACTS = "campaign.yaml", "campaign.json"
-SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
-CAMPAIGN = click.argument("campaign", type=click.Path(path_type=Path))
-AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+CAMPAIGN = click.argument("campaign", type=WHERE)
 
 
 @dataclass(frozen=True)
@@ -123,42 +122,6 @@ def can_be_made(path: Path) -> Path:
     raise InputError(f"{path}: {there} is a file, not a folder")
 
 
-def say_json(document: Any) -> None:
-    """Print a document; NaN and infinity are not JSON and never get here."""
-    click.echo(json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False))
-
-
 def say_table(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Aligned columns, numbers to the right; '–' is unknown."""
-    cells = [[_cell(value) for value in row] for row in rows]
-    numeric = [
-        any(_is_number(row[n]) for row in rows)
-        and all(row[n] is None or _is_number(row[n]) for row in rows)
-        for n in range(len(heads))
-    ]
-    widths = [max(map(len, column)) for column in zip(heads, *cells, strict=True)]
-    for row in [list(heads), *cells]:
-        parts = [
-            text.rjust(width) if right else text.ljust(width)
-            for text, width, right in zip(row, widths, numeric, strict=True)
-        ]
-        click.echo("  ".join(parts).rstrip())
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "–"
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    if isinstance(value, list | tuple):
-        return " ".join(map(str, value))
-    return str(value).replace("\n", " ")
-
-
-def count(number: int, noun: str) -> str:
-    """'1 label', '2 labels'."""
-    return f"{number} {noun}" + ("" if number == 1 else "s")
+    """Print aligned columns, numbers to the right; '–' is unknown."""
+    click.echo("\n".join(aligned([heads, *rows], digits=6)))

@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from alchemy.cli_paths import AS_JSON, SETTINGS, say_json, say_table
+from alchemy.cli_paths import say_table
+from tace.cli_common import AS_JSON, SETTINGS, say_json
 
 KINDS = {
     "explorers": "explorer",

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from alchemy.cli_paths import AS_JSON, SETTINGS, can_be_made, count, say_json, say_table
+from alchemy.cli_paths import can_be_made, say_table
 from alchemy.errors import EnvironmentProblemError, InputError
+from tace.cli_common import AS_JSON, SETTINGS, WHERE, say_json
+from tace.wording import count
 
 if TYPE_CHECKING:
     from alchemy.cli_dataset import Dataset
@@ -18,7 +20,6 @@ if TYPE_CHECKING:
     from tace.model import Tace
 
 PRESETS = ("nano", "small", "medium", "large")
-WHERE = click.Path(path_type=Path)
 
 
 @click.command(context_settings=SETTINGS)
@@ -118,17 +119,13 @@ def _files(out: Path, members: int, *, force: bool) -> list[Path]:
 
 
 def _device(name: str, threads: int) -> str:
-    import torch
+    from tace import devices
+    from tace.errors import TaceError
 
-    torch.set_num_threads(threads)
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        first = str(error).partition("\n")[0]
-        raise EnvironmentProblemError(f"--device {name} cannot be used: {first}") from None
-    return name
+        return devices.use(name, threads)
+    except TaceError as error:
+        raise EnvironmentProblemError(f"--{error}") from None
 
 
 def _say_labels(dataset: Dataset) -> None:

@@ -26,9 +26,10 @@ from alchemy.config_checks import problems_of, warnings_of
 from alchemy.config_errors import problems_in
 from alchemy.config_fields import WORD_OR_VALUE, Block, Element, Slug, Whole, wrong
 from alchemy.config_samples import Explore, Sample
-from alchemy.config_yaml import Document, Problem, read_document, render
 from alchemy.errors import ConfigError
-from alchemy.quantities import Energy, describe
+from alchemy.quantities import Energy
+from tace.documents import Document, Kind, Problem, read_document
+from tace.wording import describe
 
 __all__ = [
     "Campaign",
@@ -40,6 +41,11 @@ __all__ = [
 ]
 
 DEFAULT_PER_ROUND = 10
+CAMPAIGN_FILE = Kind(
+    ConfigError,
+    remedy="'alchemy init' writes a commented campaign",
+    top="a campaign is a mapping of 'key: value' lines, starting with 'alchemy: 1'",
+)
 _STAND_INS = {"alchemy": 1, "name": "unnamed"}  # so that checks run where only these are wrong
 
 E0 = Annotated[
@@ -147,7 +153,7 @@ def load_campaign(path: Path) -> Campaign:
 
 def load_campaign_text(text: str, name: str, base_dir: Path) -> Campaign:
     """The same for text; `name` stands for the file in messages, `base_dir` for its folder."""
-    document = read_document(text, name)
+    document = read_document(text, name, CAMPAIGN_FILE)
     problems: list[Problem] = []
     campaign: Campaign | None = None
     try:
@@ -160,7 +166,7 @@ def load_campaign_text(text: str, name: str, base_dir: Path) -> Campaign:
         broken = {problem.loc[:1] for problem in problems}
         problems += [p for p in problems_of(campaign) if p.loc[:1] not in broken]
     if problems or campaign is None:
-        raise ConfigError(render(problems, name, document.lines))
+        raise document.error(problems)
     return campaign
 
 

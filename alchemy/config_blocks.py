@@ -24,11 +24,11 @@ from alchemy.config_fields import (
     PerFidelity,
     Positive,
     Whole,
-    hint,
     plugin_name,
     wrong,
 )
 from alchemy.quantities import Force, Length, WallTime
+from tace.wording import hint
 
 
 def _open_schema(schema: dict[str, Any]) -> None:

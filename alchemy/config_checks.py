@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from alchemy.config_fields import hint
 from alchemy.config_samples import ExploreMd, Files, Rattle, Sample, SampleMd
-from alchemy.config_yaml import Loc, Problem
+from tace.documents import Loc, Problem
+from tace.wording import hint
 
 if TYPE_CHECKING:
     from alchemy.config import Campaign

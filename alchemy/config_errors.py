@@ -10,9 +10,8 @@ from typing import Annotated, Any, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from alchemy.config_fields import hint
-from alchemy.config_yaml import Loc, Problem
-from alchemy.quantities import describe
+from tace.documents import Loc, Problem
+from tace.wording import describe, hint
 
 _LIMITS = {
     "greater_than": ("gt", "must be greater than"),

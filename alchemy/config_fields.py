@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from difflib import get_close_matches
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -28,7 +27,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from alchemy.quantities import describe
+from tace.wording import describe, hint
 
 
 class Block(BaseModel):
@@ -40,14 +39,6 @@ class Block(BaseModel):
 def wrong(message: str) -> PydanticCustomError:
     """A complaint whose text reaches the user as it is."""
     return PydanticCustomError("campaign", "{why}", {"why": message})
-
-
-def hint(found: str, known: tuple[str, ...]) -> str:
-    """`did you mean 'x'?`, or the list of what exists."""
-    folded = {name.casefold(): name for name in reversed(known)}
-    cutoff = 0.6 if len(found) > 3 else 0.5  # one wrong letter of two is still close
-    near = get_close_matches(found.casefold(), list(folded), n=1, cutoff=cutoff)
-    return f"did you mean '{folded[near[0]]}'?" if near else f"known: {', '.join(known)}"
 
 
 @cache

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from importlib.resources import files
 
-from alchemy.config_fields import hint
 from alchemy.errors import InputError
+from tace.wording import hint
 
 INIT_KINDS: dict[str, str] = {
     "molecule": "a urea molecule, GFN2-xTB below PBE; needs tblite and PySCF",

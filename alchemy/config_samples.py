@@ -27,11 +27,11 @@ from alchemy.config_fields import (
     Labels,
     NotNegative,
     Positive,
-    hint,
     installed,
     wrong,
 )
-from alchemy.quantities import Length, Temperature, Time, describe
+from alchemy.quantities import Length, Temperature, Time
+from tace.wording import describe, hint
 
 SAMPLE_KINDS = ("files", "rattle", "md")
 Temperatures = Annotated[tuple[Temperature, ...], Field(min_length=1)]

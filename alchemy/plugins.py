@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from alchemy.errors import EnvironmentProblemError, PluginError
+from tace.wording import hint
 
 
 def _group(kind: str) -> tuple[EntryPoint, ...]:
     return tuple(entry_points(group=f"alchemy.{kind}"))
-
-
-def hint(name: str, known: Iterable[str], *, label: str) -> str:
-    """The tail of an error about an unknown name: the nearest one, then all there are."""
-    names = sorted(set(known))
-    near = get_close_matches(name, names, n=1)
-    listed = f"{label}: {', '.join(names) or 'none'}"
-    return f"did you mean '{near[0]}'? {listed}" if near else listed
 
 
 def installed(kind: str) -> list[str]:

@@ -8,7 +8,6 @@ value written by `Kind.text` is read back to the last bit. Bare numbers are refu
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Context, Decimal, Inexact
 from fractions import Fraction
@@ -18,6 +17,7 @@ from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from tace.units import DIMENSION_NAMES, Dimension, UnitError, parse_unit, plain
+from tace.wording import describe
 
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,3})?"
 _QUANTITY = re.compile(rf"\s*(?P<number>{_NUMBER})\s*(?P<unit>\S.*?)?\s*")
@@ -140,19 +140,6 @@ def parse_quantity(text: str, kind: Kind | None = None) -> tuple[Fraction, Dimen
     except UnitError as error:
         raise QuantityError(f'found "{text}": {error}{like}') from None
     return number * factor, dimension
-
-
-def describe(value: object) -> str:
-    """A found value in the words of a YAML file: `a list`, `a mapping`, `nothing`, `'text'`, 3."""
-    names: dict[type, Callable[[Any], str]] = {
-        dict: lambda v: "a mapping" if v else "an empty mapping",
-        list: lambda v: "a list" if v else "an empty list",
-        tuple: lambda v: "a list" if v else "an empty list",
-        type(None): lambda v: "nothing",
-        bool: lambda v: "true" if v else "false",
-        str: lambda v: repr(v if len(v) <= 60 else v[:57] + "..."),
-    }
-    return names.get(type(value), repr)(value)
 
 
 def _decimal(number: Fraction) -> str | None:

@@ -23,6 +23,7 @@ _HOME = {
     "preset": "config",
     "save_model": "io",
     "statistics": "reference",
+    "train_from_config": "runfile",
 }
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "preset",
     "save_model",
     "statistics",
+    "train_from_config",
 ]
 
 

@@ -91,7 +91,7 @@ class TaceCalculator(Calculator):
         more = [name for name in properties if name in self._own]
         if more:
             names = sorted({self._own[name] for name in more})
-            found = predict(self.committee, [self.atoms], names, fidelity=self.fidelity)[0]
+            found = predict(self.committee.members, [self.atoms], [self.fidelity], names=names)[0]
             self.results |= {name: found[self._own[name]] for name in more}
 
     def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:

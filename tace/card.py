@@ -19,12 +19,12 @@ import torch
 from ase import Atoms
 from ase.data import chemical_symbols
 
-from .comparison import predict
 from .data import Labelled
 from .errors import ModelFileError
 from .inputs import read_inputs
 from .io import model_from_document, read_archive
 from .model import Tace, n_parameters
+from .properties import predict
 from .quantities import INPUTS
 from .responses import available
 

@@ -1,20 +1,101 @@
-"""How commands look and what their arguments mean: shared by the `cli_*` modules."""
+"""How commands look, what their arguments mean, and how errors become messages and exit codes.
+
+Nothing that imports torch, ase or matplotlib is imported before a command runs: help must come at once.
+"""
 
 from __future__ import annotations
 
+import errno
 import json
+import signal
+import traceback
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from tace.errors import TaceError
+
 if TYPE_CHECKING:
     from tace.model import Tace
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 WHERE = click.Path(path_type=Path)
+INTERRUPTED, OUR_BUG, ENVIRONMENT = 7, 1, 3
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+class InOrder(click.Group):
+    """Commands in the order in which a person needs them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+def run_command(
+    group: click.Group,
+    arguments: Sequence[str] | None,
+    *,
+    program: str,
+    file: str,
+    errors: tuple[type[Exception], ...] = (TaceError,),
+) -> int:
+    """Run one command; the exit code comes back.
+
+    Args:
+        program: its name, and a version for the report of a bug.
+        file: what the user wrote, which belongs to such a report.
+        errors: that users cause; each has an `exit_code` and is told without a traceback.
+    """
+    try:
+        code = group.main(
+            list(arguments) if arguments is not None else None,
+            prog_name=program.split()[0],
+            standalone_mode=False,
+        )
+        return code if isinstance(code, int) else 0
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return _said(INTERRUPTED, "interrupted; what was finished is on disk")
+    except SystemExit:  # from click, when the reader of `tace info … | head` has enough
+        return 128 + signal.SIGPIPE
+    except errors as error:
+        return _said(getattr(error, "exit_code", OUR_BUG), str(error))
+    except Exception as error:
+        said = _from_system(error) if isinstance(error, OSError) else None
+        return _bug(program, file) if said is None else said
+
+
+def _said(code: int, message: str) -> int:
+    click.echo(f"error: {message}", err=True)
+    return code
+
+
+def _from_system(error: OSError) -> int | None:
+    """What the operating system refuses: mostly about the machine, not our code."""
+    where = f"{error.filename}: " if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return _said(
+            ENVIRONMENT,
+            f"{where}no space left on the disk (or over quota); make room and run it again, "
+            "what was finished is kept",
+        )
+    if error.filename and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO):
+        return _said(ENVIRONMENT, f"{where}{error.strerror}")
+    return None
+
+
+def _bug(program: str, file: str) -> int:
+    click.echo(
+        f"This is a bug in {program}, not your mistake. Please report what follows, "
+        f"with the command and the {file}:",
+        err=True,
+    )
+    traceback.print_exc()
+    return OUR_BUG
 
 
 def say_json(document: Any) -> None:

@@ -65,7 +65,7 @@ def evaluate(
     models = load_models(models_at)
     frames = _labelled(data, options["keys"], models[0], fidelity=fidelity)
     from tace.comparison import compare, error_rows
-    from tace.runfile_report import aligned
+    from tace.tables import aligned
 
     table = compare(models, frames)
     if plot is not None:
@@ -108,7 +108,7 @@ def predict(paths: tuple[Path, ...], output: Path, fidelity: str | None, **optio
     _may_write(output, force=options["force"])
     threads(options["threads"])
     models = load_models(models_at)
-    from tace.comparison import predict as predict_frames
+    from tace.properties import predict as predict_frames
 
     frames = _read_structures(inputs[0], options["index"], options["keys"], models[0])
     names = [name.strip() for name in options["properties"].split(",") if name.strip()]
@@ -219,7 +219,7 @@ def _may_write(path: Path, *, force: bool) -> None:
 
 def _put(atoms: Atoms, values: Mapping[str, Any], model: Tace, level: str) -> None:
     """Predictions into `info` and `arrays`."""
-    from tace.comparison import scope_of, unit_of
+    from tace.properties import scope_of, unit_of
 
     units = []
     for name, value in values.items():
@@ -252,7 +252,7 @@ def _write(path: Path, frames: Sequence[Atoms]) -> None:
 
 # ------------------------------------------------------------------ the card
 def _card_lines(card: Mapping[str, Any]) -> list[str]:
-    from tace.runfile_report import aligned
+    from tace.tables import aligned
 
     config = card["config"]
     size = f"{config['n_layers']} layers, {config['channels']} channels, l_max {config['l_max']}"

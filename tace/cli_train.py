@@ -9,9 +9,8 @@ from typing import Any
 
 import click
 
-from tace.cli_common import AS_JSON, SETTINGS, WHERE, say_json
+from tace.cli_common import AS_JSON, INTERRUPTED, SETTINGS, WHERE, say_json
 
-INTERRUPTED = 7
 _SET = click.option(
     "--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change a key, as in train.steps=500."
 )

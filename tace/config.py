@@ -6,7 +6,6 @@ come from the data.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 from .errors import TaceError
 from .quantities import INPUTS
 from .tensors import index_symmetry
+from .wording import hint
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class InputConfig:
 
     def __post_init__(self) -> None:
         if self.name not in INPUTS:
-            raise TaceError(f"unknown input '{self.name}'{_hint(self.name, INPUTS)}")
+            raise TaceError(f"unknown input '{self.name}'; {hint(self.name, INPUTS)}")
         discrete = self.name == "spin_multiplicity"
         _check(
             self,
@@ -219,7 +219,7 @@ def _nested(kind: Any, document: Any, where: str) -> Any:
     known = {f.name for f in fields(kind)}
     for key in document:
         if key not in known:
-            raise TaceError(f"unknown {where or 'model '}setting '{key}'{_hint(key, known)}")
+            raise TaceError(f"unknown {where or 'model '}setting '{key}'; {hint(key, known)}")
     return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in document.items()})
 
 
@@ -238,10 +238,5 @@ def preset(name: str, **settings: Any) -> TaceConfig:
         TaceError: unknown preset or setting, with a suggestion.
     """
     if name not in PRESETS:
-        raise TaceError(f"unknown preset '{name}'{_hint(name, PRESETS)}")
+        raise TaceError(f"unknown preset '{name}'; {hint(name, PRESETS)}")
     return TaceConfig.from_json({**PRESETS[name], **settings})
-
-
-def _hint(name: str, known: Any) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(sorted(known))}"

@@ -18,12 +18,12 @@ import torch
 from ase.data import chemical_symbols
 from torch import Tensor
 
-from .comparison import predict
 from .config import TaceConfig
 from .data import Labelled, Sample
 from .errors import TaceError
 from .io import load_model
 from .model import Tace
+from .properties import predict
 
 READOUTS = ("energy_readout.", "charge_readout.", "heads.")
 _EMBEDDING = ("embedding", "fidelity_table", "fidelity_mix.", "conditions.")

@@ -57,7 +57,8 @@ def read_archive(path: Path, device: str | torch.device = "cpu") -> dict[str, An
     except FileNotFoundError:
         raise ModelFileError(f"{path}: no such file") from None
     except _UNREADABLE as error:
-        raise ModelFileError(f"{path}: not a readable model file ({error})") from error
+        first = str(error).strip().partition("\n")[0]  # torch goes on with advice that is not for users
+        raise ModelFileError(f"{path}: not a readable model file ({first})") from error
     if not isinstance(document, dict):
         raise ModelFileError(f"{path}: not a tace archive")
     return document

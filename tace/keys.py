@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any, Literal
 
 import numpy as np
@@ -19,6 +18,7 @@ from ase import Atoms
 from .errors import DataError
 from .quantities import INPUTS, LABELS, Quantity
 from .units import conversion
+from .wording import hint
 
 VIRIAL = Quantity("virial", "structure", (6,), "eV", "virial, −∂E/∂ε")
 ALIASES = {  # further names that are in use; `REF_` before any of them is tried first
@@ -63,14 +63,6 @@ def quantity_of_head(name: str, scope: str, rank: int, unit: str = "") -> Quanti
     if scope not in ("structure", "atom") or rank < 0:
         raise DataError(f"label '{name}': scope is 'structure' or 'atom' and rank 0 or more")
     return Quantity(name, "atom" if scope == "atom" else "structure", (3,) * rank, unit, name)
-
-
-def hint(name: str, known: Iterable[str], *, label: str) -> str:
-    """The tail of an error about an unknown name: the nearest one, then all there are."""
-    names = sorted(set(known))
-    near = get_close_matches(name, names, n=1)
-    listed = f"{label}: {', '.join(names) or 'none'}"
-    return f"did you mean '{near[0]}'? {listed}" if near else listed
 
 
 def stored(atoms: Atoms, key: str) -> Any:

@@ -1,100 +1,138 @@
-"""Any quantity of any structures, as arrays: the mean over the members of a committee."""
+"""Any quantity of any structures as arrays: of one model, or the mean of several, with their spread."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from ase import Atoms
 
-from .batch import Batch, collate, make_graph
-from .committee import Committee, chunks
+from .batch import Graph, collate, make_graph
+from .committee import chunks
+from .config import TaceConfig
 from .data import fidelity_index
 from .derivatives import ALWAYS_THERE, Evaluation, evaluate, voigt
 from .errors import TaceError
 from .hessian import hessian
 from .model import Tace
+from .prediction import small_sample_factor
+from .quantities import LABELS
 from .responses import available
 
-BASIC = ("energy", "forces", "stress", "features")
+OWN = ("energy", "forces", "stress")
+LATENT = ("latent_charges", "atom", "e")
+Values = dict[str, np.ndarray]
 
 
 def predict(
-    committee: Committee, frames: Sequence[Atoms], names: Sequence[str], *, fidelity: str | None = None
-) -> list[dict[str, np.ndarray]]:
-    """One dictionary for each structure; shapes and units are those of `quantities.LABELS`.
-
-    Stress is NaN for structures that are not periodic in three dimensions.
+    models: Sequence[Tace],
+    frames: Sequence[Atoms],
+    fidelities: Sequence[str],
+    *,
+    names: Sequence[str] = OWN[:2],
+    spread: bool = False,
+) -> list[Values]:
+    """Mean over the models of every quantity asked for, of each structure at its fidelity.
 
     Args:
-        names: of `responses.available(config)`, or 'features' (invariant features of atoms).
+        names: of `responses.available`; a stress is left out of structures that are not periodic in 3D.
+        spread: adds `energy_spread` and `force_spread`, the standard deviations over several models.
 
     Raises:
-        TaceError: a quantity that a member does not predict.
-        UnknownElementError, UnknownFidelityError, DataError: see `make_graph`.
+        TaceError: a quantity that the models do not predict, or a structure that they cannot read.
     """
-    for member in committee.members:
-        known = {*available(member.config), "features"}
+    config = models[0].config
+    for model in models:
+        known = available(model.config)
         for name in names:
             if name not in known:
-                raise TaceError(
-                    f"the model does not predict '{name}'; it predicts {', '.join(sorted(known))}"
-                )
-    config = committee.members[0].config
-    level = fidelity_index(fidelity or committee.fidelities[-1], committee.fidelities)
+                raise TaceError(f"the model does not predict '{name}'; it predicts {', '.join(known)}")
     graphs = [
         make_graph(
-            a, config.elements, cutoff=config.cutoff_A, fidelity=level, inputs=config.inputs
+            atoms,
+            config.elements,
+            cutoff=config.cutoff_A,
+            fidelity=fidelity_index(level, config.fidelities),
+            inputs=config.inputs,
         )
-        for a in frames
+        for atoms, level in zip(frames, fidelities, strict=True)
     ]
-    found: list[dict[str, np.ndarray]] = []
+    found: list[Values] = []
     for chunk in chunks(graphs):
-        batch = collate(chunk, len(config.elements)).to(committee.members[0].device)
-        each = [_of_batch(member, batch, names) for member in committee.members]
-        found += [
-            {name: np.mean([one[n][name] for one in each], 0) for name in each[0][n]}
-            for n in range(len(chunk))
-        ]
-    if "hessian" in names:
-        for atoms, own in zip(frames, found, strict=True):
-            own["hessian"] = np.mean(
-                [hessian(m, atoms, fidelity=level) for m in committee.members], 0
+        batch = collate(chunk, len(config.elements)).to(models[0].device)
+        results = [
+            evaluate(
+                model,
+                batch,
+                forces="forces" in names,
+                stress="stress" in names,
+                responses=[n for n in names if n not in (*OWN, *ALWAYS_THERE, "hessian")],
             )
+            for model in models
+        ]
+        found += _cut(results, chunk, names, config=config, spread=spread and len(models) > 1)
+    if "hessian" in names:
+        for values, atoms, level in zip(found, frames, fidelities, strict=True):
+            index = fidelity_index(level, config.fidelities)
+            values["hessian"] = np.mean([hessian(m, atoms, fidelity=index) for m in models], 0)
     return found
 
 
-def _of_batch(model: Tace, batch: Batch, names: Sequence[str]) -> list[dict[str, np.ndarray]]:
-    responses = [n for n in names if n not in (*BASIC, *ALWAYS_THERE, "hessian")]
-    result = evaluate(
-        model, batch, forces="forces" in names, stress="stress" in names, responses=responses
-    )
-    counts = batch.n_atoms.tolist()
-    columns = {n: _split(n, result, model, counts) for n in names if n != "hessian"}
-    return [{n: column[s] for n, column in columns.items()} for s in range(len(counts))]
-
-
-def _split(name: str, result: Evaluation, model: Tace, counts: list[int]) -> list[np.ndarray]:
-    """The values of each structure."""
-    if name == "energy":
-        values, of_atoms = result.energies, False
-    elif name == "stress":
-        assert result.stresses is not None
-        values, of_atoms = voigt(result.stresses), False
-    elif name == "forces":
-        assert result.forces is not None
-        values, of_atoms = result.forces, True
-    elif name == "features":
-        values, of_atoms = result.features.double(), True
-    else:
-        values, of_atoms = result.outputs[name], _of_atoms(name, model)
-    parts = torch.split(values, counts) if of_atoms else values.unbind(0)
-    return [part.cpu().numpy() for part in parts]
-
-
-def _of_atoms(name: str, model: Tace) -> bool:
-    for head in model.config.heads:
+def scope_of(name: str, config: TaceConfig) -> str:
+    """'structure' or 'atom'."""
+    for head in config.heads:
         if head.name == name:
-            return head.scope == "atom"
-    return name not in ("dipole", "polarization", "polarizability")
+            return str(head.scope)
+    return LATENT[1] if name == LATENT[0] else LABELS[name].scope
+
+
+def unit_of(name: str) -> str:
+    """In which a quantity is predicted; '' for heads of the user's own."""
+    if name == LATENT[0]:
+        return LATENT[2]
+    return LABELS[name].unit if name in LABELS else ""
+
+
+def _cut(
+    results: Sequence[Evaluation],
+    chunk: Sequence[Graph],
+    names: Sequence[str],
+    *,
+    config: TaceConfig,
+    spread: bool,
+) -> list[Values]:
+    """Mean over models, cut into structures."""
+    whole = [_values(result, names) for result in results]
+    mean = {name: np.mean([w[name] for w in whole], 0) for name in whole[0]}
+    ends = np.cumsum([len(g.species) for g in chunk])[:-1]
+    pieces = {
+        name: np.split(value, ends) if scope_of(name, config) == "atom" else list(value)
+        for name, value in mean.items()
+    }
+    if spread:
+        for name in ("energy", "forces"):
+            if name in mean:
+                pieces[f"{name.rstrip('s')}_spread"] = _spread([w[name] for w in whole], ends)
+    cut = [{name: np.asarray(piece[n]) for name, piece in pieces.items()} for n in range(len(chunk))]
+    for values in cut:
+        if "stress" in values and not np.isfinite(values["stress"]).all():
+            del values["stress"]
+    return cut
+
+
+def _values(result: Evaluation, names: Sequence[str]) -> Values:
+    found = {"energy": result.energies, "forces": result.forces}
+    if result.stresses is not None:
+        found["stress"] = voigt(result.stresses)
+    found |= result.outputs
+    return {n: v.double().cpu().numpy() for n in names if (v := found.get(n)) is not None}
+
+
+def _spread(members: Sequence[np.ndarray], ends: np.ndarray) -> list[np.ndarray]:
+    """Unbiased standard deviation over models; of a vector, of its length."""
+    stacked = np.stack(members)
+    variance = stacked.var(0, ddof=1)
+    if stacked.ndim == 2:
+        return list(np.sqrt(variance) / small_sample_factor(len(members)))
+    norm = np.sqrt(variance.sum(-1)) / small_sample_factor(3 * (len(members) - 1) + 1)
+    return np.split(norm, ends)

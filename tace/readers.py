@@ -24,8 +24,9 @@ from ase.io.formats import string2index
 
 from .data import Labelled
 from .errors import DataError
-from .keys import Key, described, find_all, hint, known_labels, stored_keys, stress_of, with_inputs
+from .keys import Key, described, find_all, known_labels, stored_keys, stress_of, with_inputs
 from .quantities import INPUTS, Quantity
+from .wording import count, hint
 
 DATABASES = (".db", ".json", ".aselmdb")
 PLUGINS = "tace.readers"
@@ -226,15 +227,15 @@ def _from_files(
         keys = ", ".join(sorted({k for _, frames in files for k in stored_keys(a for a, _ in frames)}))
         wanted = " or ".join(need) or "any label"
         raise DataError(
-            f"{files[0][0].path}: no frame has {wanted}; name the keys (--energy-key, --forces-key on "
-            f"the command line); found: {keys or 'nothing'}"
+            f"{files[0][0].path}: no frame has {wanted}; name them: data.keys in a run file, --key of "
+            f"'tace eval', --energy-key of 'alchemy train'; found: {keys or 'nothing'}"
         )
     if len(good) < len(labelled):
-        lost = _plural(len(labelled) - len(good), "frame")
+        lost = count(len(labelled) - len(good), "frame")
         notes.append(f"left out: {lost} with " + ("neither label" if len(need) == 2 else "no label"))
     test = [f for f in good if f.atoms.info.get("split") == "test"]
     if test:
-        notes.append(f"{_plural(len(test), 'frame')} with split=test to test with, not to train on")
+        notes.append(f"{count(len(test), 'frame')} with split=test to test with, not to train on")
     kept = [f for f in good if f.atoms.info.get("split") != "test"]
     return Dataset(kept, tuple(dict.fromkeys(f.fidelity for f in good)), (), test=test, notes=notes)
 
@@ -271,18 +272,18 @@ def _from_file(
             )
         )
     used = described({**labels, **inputs})
-    notes.append(f"{path}: {_plural(len(frames), 'frame')}" + (f"; {used}" if used else ""))
+    notes.append(f"{path}: {count(len(frames), 'frame')}" + (f"; {used}" if used else ""))
     read_keys = {f.key for f in (*labels.values(), *inputs.values())}
     unread = sorted(k for k in stored_keys(all_atoms) if k.startswith("REF_") and k not in read_keys)
     if unread:
         notes.append(f"{path}: not read: {', '.join(unread)}")
     if lost:
-        notes.append(f"{path}: left out: the stress of {_plural(lost, 'frame')} without a periodic volume")
+        notes.append(f"{path}: left out: the stress of {count(lost, 'frame')} without a periodic volume")
     for label in labels:
         name = "stress" if label == "virial" else label
         missing = sum(not has(f, name) for f in out)
         if missing and label in source.keys:
-            notes.append(f"{path}: {label} is missing in {missing} of {_plural(len(out), 'frame')}")
+            notes.append(f"{path}: {label} is missing in {missing} of {count(len(out), 'frame')}")
     return out
 
 
@@ -386,7 +387,3 @@ def _frame_hash(frame: Labelled) -> bytes:
         digest.update(f"|{name} {array.shape}|".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.digest()
-
-
-def _plural(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")

@@ -11,16 +11,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .config import HeadConfig, InputConfig, TaceConfig, preset
+from .documents import Document, Kind, Problem, read_document, read_value
 from .errors import TaceError
 from .quantities import INPUTS, LABELS
-from .runfile_schema import FINETUNE_RUN, RUN, nearest
-from .runfile_yaml import Document, Problem, RunFileError, read_document, with_changes
+from .runfile_schema import FINETUNE_RUN, RUN
 from .settings import TrainSettings
+from .wording import describe, hint
 
 if TYPE_CHECKING:
     from .runfile_train import RunResult
@@ -36,6 +37,15 @@ HEADS: dict[str, dict[str, Any]] = {  # what the name alone stands for
     "magnetic_forces": {"scope": "atom", "symmetry": "i"},
 }
 _DEFAULTS: dict[str, Any] = {"seed": 0, "threads": 1, "device": "auto"}
+
+
+class RunFileError(TaceError):
+    """What is wrong in a run file, one line for each problem."""
+
+
+RUN_FILE = Kind(
+    RunFileError, remedy="'tace example' prints a commented one", top="a run file starts with 'data:'"
+)
 
 
 @dataclass(frozen=True)
@@ -104,7 +114,7 @@ def read_runfile(
         raise RunFileError(f"{path} is a folder; give a run file such as {path / 'train.yaml'}") from None
     except UnicodeDecodeError:
         raise RunFileError(f"{path}: not a text file; a run file is YAML") from None
-    document = with_changes(read_document(text, str(path)), changes)
+    document = with_changes(read_document(text, str(path), RUN_FILE), changes)
     return _checked(document, path.parent, out or path.with_suffix(""), out, model, finetune=finetune)
 
 
@@ -117,7 +127,7 @@ def run_from_config(
     finetune: bool = False,
 ) -> RunFile:
     """The same from a mapping; paths are relative to `base`, by default the current folder."""
-    document = with_changes(Document("configuration", dict(config), {}), ())
+    document = Document("configuration", _copied(config), {}, RUN_FILE)
     where = Path(base) if base is not None else Path()
     return _checked(document, where, where / "run", out, model, finetune=finetune)
 
@@ -141,6 +151,39 @@ def train_from_config(
     from .runfile_train import execute
 
     return execute(run_from_config(config, base=base, out=out), restart=restart, say=say)
+
+
+def with_changes(document: Document, changes: Sequence[str]) -> Document:
+    """The document with `train.steps=500` and its like applied; values are YAML.
+
+    Raises:
+        RunFileError: no '=', an empty key, or a value in the way.
+    """
+    data, lines = _copied(document.data), dict(document.lines)
+    for change in changes:
+        key, sign, text = change.partition("=")
+        parts = key.strip().split(".")
+        if not sign or not all(parts):
+            raise RunFileError(f"--set {change}: write it as train.steps=500")
+        try:
+            value = read_value(text)
+        except ValueError as error:
+            raise RunFileError(f"--set {change}: '{text}' is {error}") from None
+        place = data
+        for part in parts[:-1]:
+            place = place.setdefault(part, {})
+            if not isinstance(place, dict):
+                raise RunFileError(f"--set {change}: '{part}' is {describe(place)} in {document.name}")
+        place[parts[-1]] = value
+        lines = {loc: line for loc, line in lines.items() if loc[: len(parts)] != tuple(parts)}
+        lines[tuple(parts)] = 0  # told without a line
+    return replace(document, data=data, lines=lines)
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _copied(v) for k, v in value.items()}
+    return [_copied(v) for v in value] if isinstance(value, list) else value
 
 
 # ------------------------------------------------------------------ checks
@@ -204,7 +247,7 @@ def _key_problems(plain: Mapping[str, Any]) -> Iterable[Problem]:
             value = value.get(step, {}) if isinstance(value, dict) else value[step]
         for name in value:
             if name not in known:
-                yield Problem((*place, name), f"there is no quantity '{name}'; {nearest(name, known)}")
+                yield Problem((*place, name), f"there is no quantity '{name}'; {hint(name, known)}")
 
 
 # ------------------------------------------------------------------ the model block

@@ -18,7 +18,7 @@ from .keys import Key, quantity_of_head
 from .quantities import INPUTS, LABELS, Quantity
 from .readers import Dataset, Source, data_hash, has, is_isolated, read_dataset
 from .runfile import RunFile
-from .runfile_schema import nearest
+from .wording import hint
 
 FIT = "fit"
 PARTS = ("train", "valid", "test")
@@ -118,7 +118,7 @@ def extra_quantities(heads: Iterable[HeadConfig]) -> dict[str, Quantity]:
 def _check_names(labels: Sequence[str], known: Sequence[str]) -> None:
     for name in labels:
         if name not in known:
-            raise DataError(f"data.labels: there is no quantity '{name}'; {nearest(name, known)}")
+            raise DataError(f"data.labels: there is no quantity '{name}'; {hint(name, known)}")
 
 
 @dataclass
@@ -213,7 +213,7 @@ def _at_levels(
         if level == _ONLY and len(levels) > 1:
             raise DataError(f"data.e0_eV: say of which level: {{{levels[-1]}: {{H: -13.6}}}}")
         if level != _ONLY and level not in levels:
-            raise DataError(f"data.e0_eV: no level '{level}' in the data; {nearest(level, levels)}")
+            raise DataError(f"data.e0_eV: no level '{level}' in the data; {hint(level, levels)}")
     return {level or levels[0]: own for level, own in written.items()}
 
 

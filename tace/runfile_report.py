@@ -20,6 +20,7 @@ from .plots import learning_curve, parity
 from .runfile import RunFile
 from .runfile_data import PARTS, RunData, max_force
 from .runfile_folder import RunFolder, write_text
+from .tables import aligned
 
 MOST_TRAIN = 1000  # training frames that errors are taken from; more say nothing new
 
@@ -135,23 +136,3 @@ def say_errors(report: Mapping[str, Any], tell: Callable[[str], None]) -> None:
     for line in report["warnings"]:
         tell(f"warning: {line}" if line == report["warnings"][0] else line)
     tell(f"written: {Path(report['model']).parent}/ (model.pt, report.json, parity.png, …)")
-
-
-def aligned(rows: Sequence[Sequence[Any]]) -> list[str]:
-    """Columns, text to the left and numbers to the right."""
-    cells = [[_cell(value) for value in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    left = [isinstance(value, str) for value in rows[-1]]
-    return [
-        "  ".join(
-            text.ljust(width) if to_left else text.rjust(width)
-            for text, width, to_left in zip(row, widths, left, strict=True)
-        ).rstrip()
-        for row in cells
-    ]
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "–"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

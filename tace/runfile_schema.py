@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, get_args, get_origin, get_type_hints
 
 from .config import PRESETS, HeadConfig, InputConfig, LesConfig, TaceConfig
+from .documents import Loc, Problem
 from .quantities import INPUTS
-from .runfile_yaml import Loc, Problem, described
 from .settings import TrainSettings
+from .wording import describe, hint
 
 Check = Callable[[Any, Loc], list[Problem]]
 OF_DATA = ("elements", "fidelities", "avg_neighbors")  # settings of a model that the data give
 DTYPES = ("float32", "float64")
 
 
-def nearest(name: str, known: Collection[str]) -> str:
-    """`did you mean 'steps'?`, or all there are."""
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f"did you mean '{near[0]}'?" if near else f"known: {', '.join(sorted(known))}"
-
-
 # ------------------------------------------------------------------ values
 def _must(value: Any, loc: Loc, good: bool, what: str) -> list[Problem]:
-    return [] if good else [Problem(loc, f"found {described(value)}; must be {what}")]
+    return [] if good else [Problem(loc, f"found {describe(value)}; must be {what}")]
 
 
 def _is_number(value: Any) -> bool:
@@ -73,8 +67,8 @@ def choice(*words: str) -> Check:
     def check(value: Any, loc: Loc) -> list[Problem]:
         if isinstance(value, str) and value in words:
             return []
-        tail = nearest(value, words) if isinstance(value, str) else f"must be {' or '.join(words)}"
-        return [Problem(loc, f"found {described(value)}; {tail}")]
+        tail = hint(value, words) if isinstance(value, str) else f"must be {' or '.join(words)}"
+        return [Problem(loc, f"found {describe(value)}; {tail}")]
 
     return check
 
@@ -108,7 +102,7 @@ def table(each: Check, known: Collection[str] = ()) -> Check:
         found = []
         for key, item in value.items():
             if known and key not in known:
-                found.append(Problem((*loc, key), f"unknown; {nearest(key, known)}"))
+                found.append(Problem((*loc, key), f"unknown; {hint(key, known)}"))
             else:
                 found += each(item, (*loc, key))
         return found
@@ -129,7 +123,7 @@ def block(
             if key in (refused or {}):
                 found.append(Problem((*loc, key), (refused or {})[key]))
             elif key not in keys:
-                found.append(Problem((*loc, key), f"unknown key; {nearest(key, keys)}"))
+                found.append(Problem((*loc, key), f"unknown key; {hint(key, keys)}"))
             else:
                 found += keys[key](item, (*loc, key))
         return found
@@ -162,15 +156,15 @@ def of_dataclass(kind: type, **special: Check) -> dict[str, Check]:
     simple = {int: whole, float: number(), str: text, bool: boolean}
     found: dict[str, Check] = {}
     for f in fields(kind):
-        hint = hints[f.name]
+        kind_of = hints[f.name]
         if f.name in special:
             found[f.name] = special[f.name]
-        elif hint in simple:
-            found[f.name] = simple[hint]
-        elif get_origin(hint) is tuple and get_args(hint)[0] in simple:
-            found[f.name] = listing(simple[get_args(hint)[0]])
-        elif get_origin(hint) is dict:
-            found[f.name] = table(simple[get_args(hint)[1]])
+        elif kind_of in simple:
+            found[f.name] = simple[kind_of]
+        elif get_origin(kind_of) is tuple and get_args(kind_of)[0] in simple:
+            found[f.name] = listing(simple[get_args(kind_of)[0]])
+        elif get_origin(kind_of) is dict:
+            found[f.name] = table(simple[get_args(kind_of)[1]])
     return found
 
 

@@ -9,13 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from . import devices
 from .checks import check_labels, summary
 from .comparison import compare, error_rows
 from .data import Labelled, Sample, make_samples
 from .divergence import advice
-from .errors import DataError, TaceError, TrainingError
+from .errors import DataError, TrainingError
 from .finetune import check_elements, load_trainable, with_replay
 from .io import load_model, save_model
 from .model import Tace
@@ -25,9 +24,10 @@ from .runfile import RunFile
 from .runfile_data import Reader, RunData, extra_quantities, read_run_data
 from .runfile_folder import RunFolder, identity_of, open_folder, read_record
 from .runfile_model import adapt_model, heads_and_inputs, new_model, started_model
-from .runfile_report import aligned, finished_report, say_errors, write_report
+from .runfile_report import finished_report, say_errors, write_report
 from .runfile_watch import INTERRUPTED, Bar, Say, Watch, interruptible
 from .settings import TrainSettings
+from .tables import aligned
 from .train import FitResult, Trainer, fit
 
 REPLAYED = 0.3  # share of old samples where the run file says nothing
@@ -61,8 +61,7 @@ def execute(
         TaceError: whatever is wrong with files, data, settings, the folder or the training; it is named.
     """
     tell = say or (lambda line: None)
-    torch.set_num_threads(int(run.value("threads")))
-    device = _device(str(run.value("device")))
+    device = devices.use(str(run.value("device")), int(run.value("threads")))
     read_record(run.out)  # a folder in use is refused before any data are read
     start = started_model(run) if run.init is not None else None
     heads, inputs = heads_and_inputs(run, start)
@@ -103,7 +102,7 @@ def _train(
     folder.begin()
     if old and "before" not in folder.record:
         folder.write(before=_errors_on(model, old))
-    watch = Watch(folder, model, settings, max_cpu_s=run.max_cpu_s, validated=bool(valid), tell=tell)
+    watch = Watch(folder, model, settings, max_cpu_s=run.max_cpu_s, tell=tell)
     if watch.step:
         tell(f"continuing at step {watch.step} of {settings.steps}")
     result = _fit(run, watch, train, valid, progress=progress)
@@ -171,17 +170,6 @@ def _finish_best(
         best = load_trainable(path).to(model.device)
         Trainer(best, train, [], settings).correct_shift()
     save_model(path, best, {"of": "the smallest validation error"})
-
-
-def _device(name: str) -> str:
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        first = str(error).partition("\n")[0]
-        raise TaceError(f"device {name} cannot be used: {first}") from None
-    return name
 
 
 def _say_data(run: RunFile, data: RunData, tell: Say) -> None:

@@ -9,19 +9,16 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, TextIO
-
-import numpy as np
 
 from .divergence import diagnose
 from .io import read_archive, save_model
 from .model import Tace
 from .runfile_folder import RunFolder
 from .settings import TrainSettings
-from .validation import watched
 
 Say = Callable[[str], None]
 INTERRUPTED, BUDGET = "interrupted", "cpu budget"
@@ -38,19 +35,17 @@ class Watch:
         settings: TrainSettings,
         *,
         max_cpu_s: float | None = None,
-        validated: bool = True,
         tell: Say | None = None,
     ) -> None:
         self._tell, self._warned = tell, False
         self.folder, self.model, self.settings = folder, model, settings
-        self.max_cpu_s, self.validated = max_cpu_s, validated
+        self.max_cpu_s = max_cpu_s
         self.bar: Bar | None = None
         self.stopped = ""
         self.asked_to_stop = False
         self.step = self._resume()
         self._cpu, self._wall = time.process_time(), time.monotonic()
         self._before = {name: folder.spent(name) for name in ("cpu_s", "wall_s")}
-        self._losses: list[float] = []
 
     def _resume(self) -> int:
         """Cut the log to where the checkpoint stands; its step."""
@@ -80,9 +75,8 @@ class Watch:
     def on_validation(self, entry: Mapping[str, float]) -> None:
         """A line of the log."""
         self.step = int(entry["step"])
-        rate = learning_rate(self.settings, self.history, int(entry["step"]))
         row = {k: v if math.isfinite(v) else None for k, v in entry.items()}
-        full = {**row, "learning_rate": rate, **{k: round(v, 3) for k, v in self.spent().items()}}
+        full = {**row, **{k: round(v, 3) for k, v in self.spent().items()}}
         self.history.append(full)
         with open(self.folder.file("metrics.jsonl"), "a", encoding="utf-8") as file:
             file.write(json.dumps(full, allow_nan=False) + "\n")
@@ -101,11 +95,6 @@ class Watch:
         """Whether training goes on."""
         self.step = step
         last, every = step == self.settings.steps, self.settings.validate_every
-        if not self.validated:
-            self._losses.append(loss)
-            if step % every == 0 or last:
-                self.on_validation({"step": step, "loss": float(np.mean(self._losses))})
-                self._losses = []
         if step % every == 0 and not last:
             self.folder.write(spent=self.spent())
             self.export()
@@ -131,26 +120,6 @@ class Watch:
                 parameter.data.copy_(value)
             step = state["result"]["best_step"] if key == "best" else state["step"]
             save_model(self.folder.file(name), model, {"step": int(step)})
-
-
-def learning_rate(settings: TrainSettings, history: Sequence[Mapping[str, Any]], step: int) -> float:
-    """Of the step that has just been done, as `Trainer.learning_rate` gives it.
-
-    Args:
-        history: validations before this step; the plateau schedule goes by them.
-    """
-    fraction, factor = (step - 1) / settings.steps, 1.0
-    if settings.schedule == "linear":
-        factor = 1.0 - fraction
-    elif settings.schedule == "cosine":
-        factor = 0.5 * (1.0 + math.cos(math.pi * fraction))
-    elif settings.schedule == "plateau":
-        best, stale = math.inf, 0
-        for entry in (e for e in history if "validation_loss" in e):
-            value = watched({k: math.nan if v is None else v for k, v in entry.items()})
-            best, stale = (value, 0) if value < best else (best, stale + 1)
-            factor *= 0.8 if stale and stale % 10 == 0 else 1.0
-    return settings.learning_rate * max(factor, 1e-3)
 
 
 @contextmanager

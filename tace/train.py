@@ -295,7 +295,8 @@ def fit(
     Args:
         checkpoint: file written every `checkpoint_every` steps and resumed from if it exists.
         on_step: called with (step, loss); returning False stops, with the checkpoint written.
-        on_validation: called with every new entry of the history.
+        on_validation: called with every new entry of the history: `step`, the mean `loss` since the one
+            before, the `learning_rate` of that step, and the errors on the validation set, if there is one.
 
     Raises:
         TrainingError: empty set, diverged, or a checkpoint of another run.
@@ -304,14 +305,17 @@ def fit(
     if checkpoint is not None and checkpoint.exists():
         trainer.restore(read_archive(checkpoint, model.device))
     while trainer.step < settings.steps:
+        rate = trainer.learning_rate(trainer.step)
         objective = trainer.one_step()
         trainer.recent.append(objective)
         last = trainer.step == settings.steps
-        if valid and (trainer.step % settings.validate_every == 0 or last):
-            found = trainer.validate()
-            trainer.keep_best(watched(found))
+        if trainer.step % settings.validate_every == 0 or last:
             mean, trainer.recent = float(np.mean(trainer.recent)), []
-            entry = {"step": trainer.step, "loss": mean, **found}
+            entry = {"step": trainer.step, "loss": mean, "learning_rate": rate}
+            if valid:
+                found = trainer.validate()
+                trainer.keep_best(watched(found))
+                entry |= found
             trainer.result.history.append(entry)
             if on_validation is not None:
                 on_validation(entry)

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from difflib import get_close_matches
 from fractions import Fraction
 
 from .errors import TaceError
+from .wording import nearest
 
 Dimension = tuple[int, int, int, int, int, int]  # powers of energy, length, time, temperature, charge, moment
 
@@ -108,7 +108,7 @@ def parse_unit(unit: str) -> tuple[Fraction, Dimension]:
             raise UnitError(f"'{unit}' is not a unit")
         operator, symbol, power_text = match.groups()
         if symbol not in UNITS:
-            raise UnitError(f"unknown unit '{symbol}'{_nearest(symbol)}")
+            raise UnitError(f"unknown unit '{symbol}'{_meant(symbol)}")
         power = int(power_text or 1) * (1 if operator == "*" else -1)
         size, dimension = UNITS[symbol]
         factor *= size**power
@@ -153,7 +153,6 @@ def _describe(dimension: Dimension) -> str:
     return DIMENSION_NAMES.get(dimension, "something else")
 
 
-def _nearest(symbol: str) -> str:
-    same = [unit for unit in UNITS if unit.casefold() == symbol.casefold()]
-    near = same or get_close_matches(symbol, list(UNITS), n=1)
-    return f"; did you mean '{near[0]}'?" if near else ""
+def _meant(symbol: str) -> str:
+    near = nearest(symbol, UNITS)
+    return f"; did you mean '{near}'?" if near else ""

@@ -31,7 +31,7 @@ DOORS = {
     "pyiron_base": ("alchemy/pyiron_jobs.py",),
     "pysqa": ("alchemy/pyiron_jobs.py",),
     # a labeler may read its own input
-    "ruamel": ("alchemy/config*.py", "alchemy/labelers/*.py", "tace/runfile*.py"),
+    "ruamel": ("alchemy/labelers/*.py", "tace/documents.py"),
     "yaml": (),
     "tables": (),
     "dill": (),

@@ -14,7 +14,7 @@ from tace_runs import frames
 from tace.calculator import TaceCalculator
 from tace.card import check, example_of, load_with_card, make_card, read_card, self_test
 from tace.committee import Committee
-from tace.comparison import compare, error_rows, predict, shared
+from tace.comparison import compare, error_rows, shared
 from tace.config import HeadConfig, InputConfig, preset
 from tace.data import Labelled
 from tace.divergence import MAE, RMSE, advice, carriers, diagnose, story
@@ -22,6 +22,7 @@ from tace.errors import ModelFileError, TaceError
 from tace.io import save_model
 from tace.metrics import errors
 from tace.model import Tace
+from tace.properties import predict
 
 CONFIG = preset(
     "nano",

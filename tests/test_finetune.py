@@ -12,13 +12,14 @@ from numpy.testing import assert_allclose
 from tace_runs import MODEL, TRAIN, frames, put
 
 from tace.cli import main
-from tace.comparison import compare, predict
+from tace.comparison import compare
 from tace.config import HeadConfig, InputConfig, LesConfig, preset
 from tace.data import Labelled, make_samples
 from tace.errors import TaceError
 from tace.finetune import extend_fidelities, fit_new_level, freeze, groups, load_trainable, with_replay
 from tace.io import load_model, save_model
 from tace.model import Tace
+from tace.properties import predict
 from tace.runfile import read_runfile, run_from_config, train_from_config
 from tace.runfile_train import execute
 

@@ -287,7 +287,7 @@ def test_bad_files_are_named(tmp_path):
         (tmp_path / "bad.xyz", "cannot be read as structures"),
         (tmp_path / "empty.xyz", "empty.xyz"),
         (saved(tmp_path, far, name="far.xyz"), "positions that are not finite"),
-        (saved(tmp_path, crystal()), "no frame has any label; name the keys"),
+        (saved(tmp_path, crystal()), "no frame has any label; name them: data.keys"),
     ):
         with pytest.raises(DataError, match=fragment):
             read_dataset([path])

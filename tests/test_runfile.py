@@ -9,10 +9,19 @@ import pytest
 from ruamel.yaml import YAML
 
 from tace.config import TaceConfig
+from tace.documents import read_document
 from tace.errors import TaceError
-from tace.runfile import config_of, filled, heads_of, read_runfile, run_from_config
+from tace.runfile import (
+    RUN_FILE,
+    RunFileError,
+    config_of,
+    filled,
+    heads_of,
+    read_runfile,
+    run_from_config,
+    with_changes,
+)
 from tace.runfile_schema import FINETUNE_RUN, RUN
-from tace.runfile_yaml import RunFileError, read_document, with_changes
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "tace" / "example.yaml"
 
@@ -38,7 +47,7 @@ def told(tmp_path, text: str, **options) -> str:
         ("model: {}\n", "run.yaml:1: data: missing; add 'data:'"),
         ("data: {}\n", "run.yaml:1: data.train: missing; add 'train:'"),
         ("data:\n  train: a\n  vald: 0.1\n", "run.yaml:3: data.vald: unknown key; did you mean 'valid'?"),
-        ("data: {train: []}\n", "data.train: found a list; must be a file or a list of files"),
+        ("data: {train: []}\n", "data.train: found an empty list; must be a file or a list of files"),
         ("data: {train: [{fil: a}]}\n", "run.yaml:1: data.train[0].file: missing"),
         (
             "data: {train: [{file: a, wight: 1}]}\n",
@@ -102,12 +111,12 @@ def test_all_mistakes_are_told_at_once_in_the_order_of_the_file(tmp_path):
 
 
 def test_yaml_1_2_keeps_no_and_on_as_text():
-    data = read_document("data: {train: No, keys: {on: y}}", "f").data
+    data = read_document("data: {train: No, keys: {on: y}}", "f", RUN_FILE).data
     assert data == {"data": {"train": "No", "keys": {"on": "y"}}}
 
 
 def test_a_change_replaces_one_value_and_leaves_the_document_alone():
-    document = read_document("data: {train: a}\ntrain: {steps: 5, batch_size: 2}\n", "f")
+    document = read_document("data: {train: a}\ntrain: {steps: 5, batch_size: 2}\n", "f", RUN_FILE)
     changed = with_changes(document, ["train.steps=500", "model.les=true", "data.fidelities=[a, b]"])
     assert changed.data["train"] == {"steps": 500, "batch_size": 2}
     assert changed.data["model"] == {"les": True}

@@ -20,13 +20,11 @@ from tace_runs import MODEL, TRAIN, folder, frames, put, run_file
 from tace import runfile_watch
 from tace.calculator import TaceCalculator
 from tace.cli import main
-from tace.comparison import predict
 from tace.io import load_model, read_archive, save_model, write_archive
+from tace.properties import predict
 from tace.runfile import run_from_config, train_from_config
 from tace.runfile_data import capped, read_run_data, split
 from tace.runfile_train import execute
-from tace.settings import TrainSettings
-from tace.train import Trainer
 
 
 @pytest.fixture(scope="module")
@@ -85,26 +83,6 @@ def test_training_lowers_the_errors_and_writes_everything(where):
         assert float(image[..., :3].std()) > 0.02  # something is drawn on it
     for name in ("best.pt", "last.pt", "model.pt"):
         assert load_model(out / name).config.heads[0].name == "dipole"
-
-
-def test_the_logged_learning_rate_is_that_of_the_trainer():
-    def errors(values):
-        return [
-            {"step": 10 * n, "loss": 1.0, "force_rmse_eV_per_A": v, "validation_loss": v**2}
-            for n, v in enumerate(values)
-        ]
-
-    for schedule in ("constant", "linear", "cosine", "plateau"):
-        settings = TrainSettings(steps=1000, schedule=schedule)
-        trainer = Trainer.__new__(Trainer)
-        trainer.settings, trainer.rate_factor = settings, 1.0
-        assert runfile_watch.learning_rate(settings, [], 500) == trainer.learning_rate(499)
-    history = errors([3.0, 1.0, *[2.0] * 20])
-    assert runfile_watch.learning_rate(settings, history[:11], 500) == settings.learning_rate
-    assert_allclose(runfile_watch.learning_rate(settings, history[:12], 500), 0.8 * settings.learning_rate)
-    assert_allclose(runfile_watch.learning_rate(settings, history, 500), 0.64 * settings.learning_rate)
-    unvalidated = [{"step": n, "loss": 1.0} for n in range(30)]
-    assert runfile_watch.learning_rate(settings, unvalidated, 500) == settings.learning_rate
 
 
 def test_a_run_that_was_ended_continues_to_the_same_weights_bit_by_bit(where, capsys, monkeypatch):

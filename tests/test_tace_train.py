@@ -432,6 +432,19 @@ def scripted(monkeypatch, values):
     return seen
 
 
+def test_the_history_holds_the_rate_that_each_step_was_made_with(frames, monkeypatch):
+    samples = make_samples(frames, CONFIG)
+    settings = TrainSettings(steps=4, batch_size=2, validate_every=2, schedule="linear", learning_rate=1e-3)
+    history = fit(build(frames), samples[1:], samples[:1], settings=settings).history
+    rates = [1e3 * h["learning_rate"] for h in history]
+    assert rates == pytest.approx([0.75, 0.25])  # of the steps that start at 1/4 and 3/4
+    scripted(monkeypatch, [1.0, *[1.5] * 11])
+    settings = TrainSettings(steps=12, batch_size=1, validate_every=1, schedule="plateau", learning_rate=1e-3)
+    history = fit(build(frames), samples[1:], samples[:1], settings=settings).history
+    rates = [1e3 * h["learning_rate"] for h in history]
+    assert rates == pytest.approx([1.0] * 11 + [0.8])  # ten without gain, then a step
+
+
 @pytest.mark.parametrize(("schedule", "kept"), [("constant", 1), ("plateau", 1), ("cosine", 3)])
 def test_an_annealed_run_keeps_its_last_average_and_another_its_best(
     schedule, kept, frames, monkeypatch
@@ -464,7 +477,9 @@ def test_without_validation_the_last_average_is_kept(frames):
     result = fit(model, samples, [], settings=settings)
     assert same([p.detach() for p in model.parameters()], trainer.average)
     assert math.isnan(result.best_force_rmse_eV_per_A)
-    assert result.history == []
+    assert [entry["step"] for entry in result.history] == [3, 6, 9, 10]
+    for entry in result.history:
+        assert entry.keys() == {"step", "loss", "learning_rate"}
 
 
 def test_a_run_that_is_stopped_before_any_validation_keeps_what_it_learned(frames):

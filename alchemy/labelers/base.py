@@ -21,7 +21,8 @@ from jinja2.sandbox import SandboxedEnvironment
 
 from alchemy.errors import EnvironmentProblemError, InputError
 from alchemy.identity import content_hash
-from alchemy.plugins import find, hint
+from alchemy.plugins import find
+from tace.wording import hint
 
 
 class LabelFailureError(Exception):

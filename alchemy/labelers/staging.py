@@ -24,7 +24,6 @@ from ruamel.yaml import YAML, YAMLError
 from alchemy.errors import EnvironmentProblemError, InputError
 from alchemy.identity import charge_and_multiplicity, content_hash
 from alchemy.labelers.base import LabelFailureError, LabelResult, render
-from alchemy.plugins import hint
 from alchemy.records import (
     atoms_from_document,
     atoms_to_document,
@@ -32,6 +31,7 @@ from alchemy.records import (
     write_json_atomic,
     write_text_atomic,
 )
+from tace.wording import hint
 
 INPUT, STRUCTURE, OUTPUT = "input.yaml", "structure.json", "output.json"
 

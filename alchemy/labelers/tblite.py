@@ -20,7 +20,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from alchemy.errors import InputError
 from alchemy.labelers import staging
 from alchemy.labelers.base import LabelFailureError, LabelResult, installed_version, minor_release
-from alchemy.plugins import hint
+from tace.wording import hint
 
 METHODS = ("GFN2-xTB", "GFN1-xTB", "IPEA1-xTB")
 TEMPLATE = "labelers/tblite.yaml.j2"

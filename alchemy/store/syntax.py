@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import difflib
 import re
 import warnings
 from collections.abc import Collection, Mapping
@@ -13,6 +12,7 @@ from typing import Any
 from ase.data import chemical_symbols
 
 from alchemy.errors import QueryError
+from tace.wording import nearest
 
 MAX_CHARACTERS = 4096
 MAX_NODES = 512
@@ -51,8 +51,8 @@ def resolve(name: str, kinds: Collection[str]) -> str:
         return ALIASES[name]
     if name in Z_OF:
         raise QueryError(f"query: unknown field {name!r}; write {name!r} in elements, in quotes")
-    close = difflib.get_close_matches(name, [*kinds, *(ALIASES if name in ALIASES else ())], 1)
-    tip = f"did you mean {close[0]!r}?" if close else f"fields: {', '.join(sorted(kinds))}"
+    close = nearest(name, [*kinds, *(ALIASES if name in ALIASES else ())])
+    tip = f"did you mean {close!r}?" if close else f"fields: {', '.join(sorted(kinds))}"
     raise QueryError(f"query: unknown field {name[:60]!r}; {tip}")
 
 
@@ -139,8 +139,8 @@ def symbol_of(node: ast.expr, context: Context) -> str:
         example = node.id if isinstance(node, ast.Name) and node.id in Z_OF else "Pd"
         raise context.error(f"a chemical symbol is written in quotes: {example!r}", node)
     if symbol not in Z_OF:
-        close = difflib.get_close_matches(symbol.capitalize(), Z_OF, 1)
-        tip = f"; did you mean {close[0]!r}?" if close else ""
+        close = nearest(symbol, Z_OF)
+        tip = f"; did you mean {close!r}?" if close else ""
         raise context.error(f"unknown chemical symbol {symbol[:20]!r}{tip}", node)
     return symbol
 

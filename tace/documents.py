@@ -1,13 +1,14 @@
-"""The text of a run file (YAML 1.2) as plain data with the line of every key, and problems told by line.
+"""YAML text that people write, as plain data with the line of every key; problems are told by line.
 
-Version 1.2 so that the element `No` and a key `on` stay text. Only JSON values come out.
+YAML 1.2, so that the element `No` and a key `on` stay text. Only JSON values come out: dates, NaN,
+infinities, keys that are not text and repeated keys are problems, all of them reported together.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,15 +16,20 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from .errors import TaceError
+from .wording import describe
 
 Loc = tuple[int | str, ...]
-MAX_NODES = 50_000  # a run file has dozens; nested aliases can unfold into billions
+MAX_NODES = 50_000  # a campaign has hundreds; nested aliases can unfold into billions
 _TEXT, _MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
 
 
-class RunFileError(TaceError):
-    """What is wrong in a run file, one line for each problem."""
+@dataclass(frozen=True)
+class Kind:
+    """What a document is for, as its errors say it."""
+
+    error: type[Exception]
+    remedy: str  # for an empty one
+    top: str  # how one begins
 
 
 @dataclass(frozen=True)
@@ -36,17 +42,18 @@ class Problem:
 
 @dataclass(frozen=True)
 class Document:
-    """A run file as plain data, and where each key of it stands."""
+    """A file as plain data, and where each key of it stands; without lines, one that is no file."""
 
     name: str
     data: dict[str, Any]
     lines: Mapping[Loc, int]
+    kind: Kind
 
-    def error(self, problems: Iterable[Problem]) -> RunFileError:
-        """The problems in the order of the file."""
+    def error(self, problems: Iterable[Problem]) -> Exception:
+        """One line `file:line: key.path: message` for each problem, in the order of the file."""
         rows = {(self._line(p.loc), dotted(p.loc), p.message): None for p in problems}
         ordered = sorted(rows, key=lambda row: row[0])  # stable: keeps our order within a line
-        return RunFileError(
+        return self.kind.error(
             "\n".join(
                 f"{self.name}{f':{line}' if line else ''}: {f'{path}: ' if path else ''}{message}"
                 for line, path, message in ordered
@@ -54,97 +61,60 @@ class Document:
         )
 
     def _line(self, loc: Loc) -> int:
-        while loc and loc not in self.lines:  # a missing key stands at its nearest ancestor
+        # A missing key, or one that came through an alias, stands at its nearest ancestor.
+        while loc and loc not in self.lines:
             loc = loc[:-1]
         return self.lines.get(loc, 0)
 
 
 def dotted(loc: Loc) -> str:
-    """`('data', 'train', 0, 'file')` → `data.train[0].file`."""
+    """`('start', 0, 'md', 'T')` → `start[0].md.T`."""
     text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc)
     return text.removeprefix(".")
 
 
-def read_document(text: str, name: str) -> Document:
-    """Parse the text.
-
-    Raises:
-        RunFileError: not YAML, repeated keys, values that are not plain; with the lines.
-    """
+def read_document(text: str, name: str, kind: Kind) -> Document:
+    """Parse the text; every syntax error, repeated key and unusable value is in the error of `kind`."""
     if re.search(r"^%YAML", text, re.MULTILINE):
-        raise RunFileError(f"{name}:1: found a %YAML directive; remove it, run files are YAML 1.2")
+        raise kind.error(f"{name}:1: found a %YAML directive; remove it, this is read as YAML 1.2")
     lines: dict[Loc, int] = {(): 1}
     problems: list[Problem] = []
     try:
         node = YAML(typ="safe", pure=True).compose(text)
         if node is None:
-            raise RunFileError(f"{name}:1: the file is empty; 'tace example' prints a commented one")
+            raise kind.error(f"{name}:1: the file is empty; {kind.remedy}")
         _note_lines(node, (), lines, problems)
         if problems:
-            raise Document(name, {}, lines).error(problems)
+            raise Document(name, {}, lines, kind).error(problems)
         data = YAML(typ="safe", pure=True).load(text)
     except MarkedYAMLError as error:
-        raise RunFileError(_syntax(error, text, name)) from None
+        raise kind.error(_syntax(error, text, name)) from None
     except RecursionError:
-        raise RunFileError(f"{name}:1: nested too deeply for a run file") from None
+        raise kind.error(f"{name}:1: nested too deeply") from None
     except (YAMLError, ValueError) as error:
-        raise RunFileError(f"{name}:1: not YAML: {' '.join(str(error).split())}") from None
+        raise kind.error(f"{name}:1: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
-        line = node.start_mark.line + 1
-        raise RunFileError(f"{name}:{line}: found {described(data)}; a run file starts with 'data:'")
-    document = Document(name, data, lines)
+        raise kind.error(f"{name}:{node.start_mark.line + 1}: found {describe(data)}; {kind.top}")
+    document = Document(name, data, lines, kind)
     problems = list(_unusable(data, ()))
     if problems:
         raise document.error(problems)
     return document
 
 
-def with_changes(document: Document, changes: Sequence[str]) -> Document:
-    """The document with `train.steps=500` and its like applied; values are YAML.
+def read_value(text: str) -> Any:
+    """One YAML value, such as `[a, b]`.
 
     Raises:
-        RunFileError: no '=', an empty key, or a value in the way.
+        ValueError: not YAML, or a date, NaN or infinity in it.
     """
-    data, lines = _copied(document.data), dict(document.lines)
-    for change in changes:
-        key, sign, text = change.partition("=")
-        parts = key.strip().split(".")
-        if not sign or not all(parts):
-            raise RunFileError(f"--set {change}: write it as train.steps=500")
-        try:
-            value = YAML(typ="safe", pure=True).load(text)
-        except YAMLError:
-            raise RunFileError(f"--set {change}: '{text}' is not a YAML value") from None
-        if any(_unusable(value, ())):
-            raise RunFileError(f"--set {change}: '{text}' is not a number, text or list of them")
-        place = data
-        for part in parts[:-1]:
-            place = place.setdefault(part, {})
-            if not isinstance(place, dict):
-                raise RunFileError(f"--set {change}: '{part}' is {described(place)} in {document.name}")
-        place[parts[-1]] = value
-        lines = {loc: line for loc, line in lines.items() if loc[: len(parts)] != tuple(parts)}
-        lines[tuple(parts)] = 0  # told without a line
-    return Document(document.name, data, lines)
-
-
-def described(value: object) -> str:
-    """`text 'abc'`, `a list`: what was found, in the words of a person."""
-    if value is None:
-        return "nothing"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int | float):
-        return f"{value:g}" if isinstance(value, float) else str(value)
-    if isinstance(value, str):
-        return f"'{value[:60]}'"
-    return "a list" if isinstance(value, list) else "a mapping"
-
-
-def _copied(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _copied(v) for k, v in value.items()}
-    return [_copied(v) for v in value] if isinstance(value, list) else value
+    try:
+        value = YAML(typ="safe", pure=True).load(text)
+    except (YAMLError, ValueError, RecursionError):
+        raise ValueError("not a YAML value") from None
+    if any(_unusable(value, ())):
+        raise ValueError("not a number, text or list of them")
+    return value
 
 
 def _note_lines(node: Node, path: Loc, lines: dict[Loc, int], problems: list[Problem]) -> None:
