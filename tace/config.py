@@ -121,12 +121,13 @@ class TaceConfig:
     L_max: int = 2  # rank of the features passed between layers
     correlation: int = 3
     paths: str = "minimal"  # or 'official'
-    coupling_norm: str = "cartesian"  # or 'unit'
+    coupling_norm: str = "unit"  # or 'cartesian', as published
     n_radial: int = 8
     envelope_p: int = 5
     radial_hidden: tuple[int, ...] = (64, 64, 64)
     readout_hidden: int = 16
     avg_neighbors: float = 1.0  # mean number of directed edges per atom in the training set
+    start: str = "unit"  # size of features before training; 'small': as published, for a few dozen structures
     radial_orders: tuple[int, ...] = (0,)  # orders of the spherical Bessel functions, n_radial of each
     mixing: str = "coupled"  # of channels after the product basis; or 'uncoupled'
     weights: str = "max"  # ICT weights kept in A; 'all' keeps the lower ones too
@@ -158,6 +159,7 @@ class TaceConfig:
             "radial_orders": len(self.radial_orders) > 0
             and len(set(self.radial_orders)) == len(self.radial_orders)
             and all(0 <= q <= 10 for q in self.radial_orders),
+            "start": self.start in ("unit", "small"),
             "mixing": self.mixing in ("coupled", "uncoupled"),
             "weights": self.weights in ("max", "all"),
             "gate": self.gate in ("none", "norm", "scalar"),

@@ -28,7 +28,8 @@ from .config import InputConfig, TaceConfig
 from .errors import DataError, TaceError
 from .geometry import Geometry
 from .ict import allowed, scaled_coupling
-from .layers import Linear, RadialNetwork, concatenate, draw, pair_to_slot, sender_to_slot
+from .initial import radial_network, sum_gain
+from .layers import Linear, concatenate, draw, pair_to_slot, sender_to_slot
 from .quantities import INPUTS
 
 INVARIANTS = ("total_charge", "spin_multiplicity", "electronic_temperature", "charges")
@@ -240,11 +241,15 @@ class MagneticBasis(nn.Module):
         self.gain = 1.0  # of `site`
         self.inverse_neighbors = 1.0 / config.avg_neighbors
         self.tensors = _MomentTensors(config, scale, collinear=collinear)
-        n_basis = config.n_radial * len(config.radial_orders)
-        self.radial = RadialNetwork(n_basis, config.radial_hidden, c * len(ranks), generator)
+        self.radial = radial_network(config, c * len(ranks), generator)
         self.up = Linear(c, c, generator)
         self.down = nn.ModuleList(
-            Linear(c * sum(found.count(l3) for found in self.tensors.edge_ranks), c, generator)
+            Linear(
+                c * sum(found.count(l3) for found in self.tensors.edge_ranks),
+                c,
+                generator,
+                sum_gain(config, l3),
+            )
             for l3 in ranks
         )
         self.site = draw((len(self.tensors.site_ranks), len(config.elements), c), 1.0, generator)

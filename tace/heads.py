@@ -22,6 +22,7 @@ from .batch import Batch
 from .config import HeadConfig, TaceConfig
 from .errors import DataError, TaceError
 from .ict import allowed, coupling
+from .initial import READOUT_START
 from .layers import Linear, References
 from .tensors import Block, index_symmetry, pseudo_allowed, pseudo_coupling, rank_of
 
@@ -101,10 +102,12 @@ class Readout(nn.Module):
         self.sources = [t for t, ranks in enumerate(layer_ranks) if rank in ranks]
         if not self.sources:
             raise ValueError(f"no layer gives features of rank {rank}")
-        self.linear = nn.ModuleList(Linear(channels, n_out, generator, gain) for _ in self.sources)
+        self.linear = nn.ModuleList(
+            Linear(channels, n_out, generator, gain, start=READOUT_START) for _ in self.sources
+        )
         self.gate = Linear(channels, hidden, generator) if hidden else None
         self.values = Linear(channels, hidden, generator) if hidden and rank else None
-        self.out = Linear(hidden, n_out, generator, gain) if hidden else None
+        self.out = Linear(hidden, n_out, generator, gain, start=READOUT_START) if hidden else None
 
     def forward(self, features: Features) -> Tensor:
         parts = [linear(features[t][self.rank]) for t, linear in zip(self.sources, self.linear, strict=True)]
@@ -140,7 +143,7 @@ class ProductReadout(nn.Module):
             unit = (1 if third else 2 * to + 1) / float((g**2).sum())
             matrix = torch.from_numpy(g.reshape(-1, 2 * to + 1).T * math.sqrt(unit))
             self.register_buffer(f"coupling{n}", matrix, persistent=False)
-        self.out = Linear(c * len(self.products), n_out, generator)
+        self.out = Linear(c * len(self.products), n_out, generator, start=READOUT_START)
 
     def forward(self, features: Features) -> Tensor:
         last = features[-1]

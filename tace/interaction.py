@@ -12,7 +12,8 @@ from .config import TaceConfig
 from .gates import NormGate, ScalarGate
 from .geometry import Geometry
 from .ict import scaled_coupling
-from .layers import ElementLinear, Linear, RadialNetwork, concatenate, pair_to_slot, sender_to_slot
+from .initial import MIX_GAIN, radial_network, sum_gain
+from .layers import ElementLinear, Linear, concatenate, pair_to_slot, sender_to_slot
 from .lower import LowerInteraction
 from .paths import interaction_paths, product_paths
 from .product import PathMix, ProductBasis, highest
@@ -29,12 +30,10 @@ class Interaction(nn.Module):
         c = config.channels
         self.paths = tuple(p for p in interaction_paths(l_in, config.l_max) if p.l3 <= self.l_out)
         self.inverse_neighbors = 1.0 / config.avg_neighbors
-        self.radial = RadialNetwork(
-            config.n_radial * len(config.radial_orders), config.radial_hidden, c * len(self.paths), generator
-        )
+        self.radial = radial_network(config, c * len(self.paths), generator)
         self.up = nn.ModuleList(Linear(c, c, generator) for _ in range(l_in + 1))
         self.down = nn.ModuleList(
-            Linear(c * sum(p.l3 == l for p in self.paths), c, generator)
+            Linear(c * sum(p.l3 == l for p in self.paths), c, generator, sum_gain(config, l))
             for l in range(self.l_out + 1)  # noqa: E741
         )
         for n, p in enumerate(self.paths):
@@ -111,9 +110,9 @@ class Layer(nn.Module):
         )
         per_rank = self.product.features_per_rank()
         self.mix = nn.ModuleList(
-            ElementLinear(z, c * per_rank[l], c, generator)
+            ElementLinear(z, c * per_rank[l], c, generator, gain=MIX_GAIN)
             if config.mixing == "coupled"
-            else PathMix(z, per_rank[l], c, generator)
+            else PathMix(z, per_rank[l], c, generator, gain=MIX_GAIN)
             for l in self.outputs  # noqa: E741
         )
         self.out = nn.ModuleList(Linear(c, c, generator) for _ in self.outputs)

@@ -108,12 +108,17 @@ def draw(shape: Sequence[int], gain: float, generator: torch.Generator) -> nn.Pa
 
 
 class Linear(nn.Module):
-    """x [..., n_in] → x·W, no bias: an environment without neighbours stays exactly zero."""
+    """x [..., n_in] → x·W, no bias: an environment without neighbours stays exactly zero.
 
-    def __init__(self, n_in: int, n_out: int, generator: torch.Generator, gain: float = 1.0) -> None:
+    `start` makes the first weights smaller than what the gain, by which they are trained, says.
+    """
+
+    def __init__(
+        self, n_in: int, n_out: int, generator: torch.Generator, gain: float = 1.0, *, start: float = 1.0
+    ) -> None:
         super().__init__()
         self.gain = gain / math.sqrt(n_in)
-        self.weight = draw((n_in, n_out), self.gain, generator)
+        self.weight = draw((n_in, n_out), start * self.gain, generator)
 
     def forward(self, x: Tensor) -> Tensor:
         return x @ self.weight
@@ -122,9 +127,11 @@ class Linear(nn.Module):
 class ElementLinear(nn.Module):
     """x [A, ..., n_in] → x·W[z] for atoms sorted by element: one product per element, no one-hot."""
 
-    def __init__(self, n_elements: int, n_in: int, n_out: int, generator: torch.Generator) -> None:
+    def __init__(
+        self, n_elements: int, n_in: int, n_out: int, generator: torch.Generator, *, gain: float = 1.0
+    ) -> None:
         super().__init__()
-        self.gain = 1.0 / math.sqrt(n_in)
+        self.gain = gain / math.sqrt(n_in)
         self.weight = draw((n_elements, n_in, n_out), self.gain, generator)
 
     def forward(self, x: Tensor, counts: tuple[int, ...]) -> Tensor:
@@ -136,18 +143,30 @@ class ElementLinear(nn.Module):
         return concatenate([p @ weights[z] for p, z in zip(parts, present, strict=True)], 0)
 
 
+SILU_GAIN = 1.6768  # 1/√E[SiLU(x)²] of a standard normal x
+
+
 class RadialNetwork(nn.Module):
-    """Radial basis → path weights; SiLU between layers, no biases, so that weights vanish with the basis."""
+    """Radial basis → path weights of order one; SiLU between layers.
+
+    No biases, so that weights vanish with the basis.
+    """
 
     def __init__(
-        self, n_basis: int, hidden: Sequence[int], n_out: int, generator: torch.Generator
+        self, sizes: tuple[int, Sequence[int], int], generator: torch.Generator, *, typical: float
     ) -> None:
+        """
+        Args:
+            sizes: of the basis, the hidden layers and the output.
+            typical: size of the basis functions, see `radial.typical_size`.
+        """
         super().__init__()
-        sizes = [n_basis, *hidden, n_out]
-        gains = [1.0] + [math.sqrt(2.0)] * len(hidden)  # √2 restores the variance that SiLU halves
+        n_basis, hidden, n_out = sizes
+        widths = [n_basis, *hidden, n_out]
+        gains = [1.0 / typical] + [SILU_GAIN] * len(hidden)
         self.layers = nn.ModuleList(
             Linear(a, b, generator, gain)
-            for a, b, gain in zip(sizes[:-1], sizes[1:], gains, strict=True)
+            for a, b, gain in zip(widths[:-1], widths[1:], gains, strict=True)
         )
 
     def forward(self, x: Tensor) -> Tensor:

@@ -17,7 +17,8 @@ from .batch import Batch
 from .config import TaceConfig
 from .geometry import Geometry
 from .ict import stf_basis
-from .layers import Linear, RadialNetwork, concatenate, pair_to_slot, sender_to_slot
+from .initial import radial_network, sum_gain
+from .layers import Linear, concatenate, pair_to_slot, sender_to_slot
 from .paths import contraction, interaction_paths, normaliser, parts
 
 
@@ -47,13 +48,11 @@ class LowerInteraction(nn.Module):
             for rank in range(config.l_max + 1)
             for path, basis in parts(rank, l_in, config.l_max)
         ]
-        self.radial = RadialNetwork(
-            config.n_radial * len(config.radial_orders), config.radial_hidden, c * len(self.parts), generator
-        )
+        self.radial = radial_network(config, c * len(self.parts), generator)
         self.up = nn.ModuleList(Linear(c, c, generator) for _ in range(l_in + 1))
         self.scale = nn.Parameter(torch.ones(len(self.paths), c, dtype=torch.float64))
         self.down = nn.ModuleList(
-            Linear(c * sum(p.l3 == l for p in self.paths), c, generator)
+            Linear(c * sum(p.l3 == l for p in self.paths), c, generator, sum_gain(config, l))
             for l in range(config.l_max + 1)  # noqa: E741
         )
         self.terms: list[_Term] = []

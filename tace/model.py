@@ -60,7 +60,7 @@ class Tace(nn.Module):
         self.config = config
         c, z, f = config.channels, len(config.elements), len(config.fidelities)
         self.gain = 1.0  # of the parameters held here
-        self.embedding = draw((z, c), 1.0 / math.sqrt(z), generator)
+        self.embedding = draw((z, c), 1.0, generator)
         self.fidelity_table = draw((f, c), 1.0, generator) if f > 1 else None
         share = 1.0 / math.sqrt(max(1, embedded_terms(config)))  # of the terms that are summed
         self.fidelity_mix = Linear(c, c, generator, share) if f > 1 else None
@@ -85,7 +85,12 @@ class Tace(nn.Module):
         self.charge_readout = None
         if config.les is not None:
             self.charge_readout = ScalarReadout(
-                sizes, generator, n_out=config.les.n_charges, levels=levels, gain=LATENT_GAIN
+                sizes,
+                generator,
+                n_out=config.les.n_charges,
+                levels=levels,
+                gain=LATENT_GAIN,
+                start=1.0,
             )
         self.heads = nn.ModuleDict(  # a prefix, because a module may not be called 'keys'
             {

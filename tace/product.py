@@ -210,9 +210,11 @@ class ProductBasis(nn.Module):
 class PathMix(nn.Module):
     """x [A, 2l+1, n·C] → Σ_paths w[z, path, c]·x, atoms sorted by element: uncoupled channels (spec §6.2)."""
 
-    def __init__(self, n_elements: int, n_paths: int, channels: int, generator: torch.Generator) -> None:
+    def __init__(
+        self, n_elements: int, n_paths: int, channels: int, generator: torch.Generator, *, gain: float = 1.0
+    ) -> None:
         super().__init__()
-        self.gain = 1.0 / math.sqrt(n_paths)
+        self.gain = gain / math.sqrt(n_paths)
         self.weight = draw((n_elements, n_paths, channels), self.gain, generator)
 
     def forward(self, x: Tensor, counts: tuple[int, ...]) -> Tensor:

@@ -35,6 +35,15 @@ def bessel(r: Tensor, cutoff: float, n: int) -> Tensor:
     return math.sqrt(2.0 / cutoff) * torch.sin(r * k) / r
 
 
+@lru_cache
+def typical_size(cutoff: float, n: int, p: int, *, orders: tuple[int, ...] = (0,)) -> float:
+    """Root mean square of R(r)·f(r) over neighbours of uniform density; weights start from it."""
+    u = (torch.arange(400, dtype=torch.float64) + 0.5) / 400.0
+    r = u.unsqueeze(1) * cutoff
+    values = radial_basis(r, cutoff, n, orders=orders) * envelope(r, cutoff, p)
+    return float((3.0 * u.square() * values.square().mean(1)).mean().sqrt())
+
+
 def radial_basis(r: Tensor, cutoff: float, n: int, orders: tuple[int, ...]) -> Tensor:
     """[..., 1] → [..., n·len(orders)]: the first n functions of every order, order after order."""
     parts = [spherical_bessel_basis(r, cutoff, n, order) for order in orders]

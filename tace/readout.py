@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .batch import Batch
+from .initial import READOUT_START
 from .layers import Linear
 
 
@@ -26,6 +27,7 @@ class ScalarReadout(nn.Module):
         n_out: int = 1,
         levels: int = 1,
         gain: float = 1.0,
+        start: float = READOUT_START,
     ) -> None:
         """
         Args:
@@ -35,10 +37,12 @@ class ScalarReadout(nn.Module):
         channels, n_layers, hidden = sizes
         self.n_out, self.levels = n_out, levels
         self.linear = nn.ModuleList(
-            Linear(channels, n_out * levels, generator, gain) for _ in range(n_layers)
+            Linear(channels, n_out * levels, generator, gain, start=start) for _ in range(n_layers)
         )
         self.hidden = Linear(channels, hidden * levels, generator)
-        self.hidden_out = nn.ModuleList(Linear(hidden, n_out, generator, gain) for _ in range(levels))
+        self.hidden_out = nn.ModuleList(
+            Linear(hidden, n_out, generator, gain, start=start) for _ in range(levels)
+        )
 
     def forward(self, scalars: Sequence[Tensor], batch: Batch) -> Tensor:
         total = self.linear[0](scalars[0])

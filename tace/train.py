@@ -204,7 +204,8 @@ class Trainer:
         chosen = self.best if self.result.best_step and not annealed else self.average
         for parameter, value in zip(self.parameters, chosen, strict=True):
             parameter.data.copy_(value)
-        self.correct_shift()
+        if self.settings.energy_weight > 0:
+            self.correct_shift()
         self.result.steps = self.step
         if not self.valid:
             self.result.best_force_rmse_eV_per_A = math.nan

