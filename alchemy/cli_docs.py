@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import click
 
 from alchemy.cli import cli
+from tace.cli import cli as tace_cli
 
 HEAD = """\
 # Commands
@@ -41,7 +42,7 @@ def help_of(path: tuple[str, ...], command: click.Command) -> str:
 def markdown() -> str:
     """The whole file."""
     parts = [HEAD]
-    for path, command in commands():
+    for path, command in (*commands(), *commands(tace_cli, ("tace",))):
         parts.append(f"## {' '.join(path)}\n\n```\n{help_of(path, command).rstrip()}\n```\n")
     return "\n".join(parts)
 

@@ -24,7 +24,7 @@ from .radial import typical_size
 
 A_SIZE = 0.3
 MIX_GAIN = 0.3  # of the products of all orders into one feature
-READOUT_START = 0.1  # first predictions are small beside what is learnt
+READOUT_START = 0.01  # first forces stay below those that are learnt, for molecules and dense crystals
 
 
 def radial_network(config: TaceConfig, n_out: int, generator: torch.Generator) -> RadialNetwork:

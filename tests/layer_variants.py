@@ -47,6 +47,9 @@ VARIANTS: dict[str, dict[str, object]] = {
 def model_of(**changes: object) -> Tace:
     """A random float64 model with isolated-atom energies that are not zero."""
     model = Tace(TaceConfig(**{**SMALL, **changes}), seed=11, dtype=torch.float64)
+    with torch.no_grad():  # readouts start small
+        for parameter in model.energy_readout.parameters():
+            parameter *= 10.0
     model.set_reference({"default": {1: -10.7, 6: -48.8, 8: -110.2}}, {"default": 0.8}, {"default": -0.3})
     return model
 

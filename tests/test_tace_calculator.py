@@ -34,6 +34,9 @@ CONFIG = preset(
 def build(seed: int, dtype: torch.dtype = torch.float64) -> Tace:
     """A random model, scaled to forces of some eV/Å on molecules."""
     model = Tace(CONFIG, seed=seed, dtype=dtype)
+    with torch.no_grad():  # readouts start small
+        for parameter in model.energy_readout.parameters():
+            parameter *= 10.0
     names = CONFIG.fidelities
     e0 = {n: {z: -10.0 * z for z in CONFIG.elements} for n in names}
     model.set_reference(e0, {"gfn2": 15.0, "pbe": 10.0}, dict.fromkeys(names, -2.0))
