@@ -121,6 +121,10 @@ class Model(Block):
     les: bool = Field(
         default=True, description="Long-range electrostatics of learned charges (latent Ewald summation)"
     )
+    start: Literal["small", "unit"] = Field(
+        default="small",
+        description="Size of features before training: small for a few dozen labels, unit for many hundreds",
+    )
     zbl: bool = Field(default=False, description="Screened nuclear repulsion at short range")
     train: Train = Field(default_factory=Train, description="How each member is trained")
     overrides: Overrides = Field(

@@ -24,6 +24,7 @@ from .errors import DataError, TaceError
 from .ict import allowed, coupling
 from .initial import READOUT_START
 from .layers import Linear, References
+from .offsets import fit_offsets
 from .tensors import Block, index_symmetry, pseudo_allowed, pseudo_coupling, rank_of
 
 Features = Sequence[Mapping[int, Tensor]]  # of every layer, by rank: [A, 2l+1, C]
@@ -194,7 +195,7 @@ class HeadStatistics(NamedTuple):
 def head_statistics(
     head: HeadConfig, labels: Iterable[HeadLabel], *, n_elements: int, n_fidelities: int
 ) -> HeadStatistics:
-    """Offsets by least squares on compositions (per-element means for atoms), scales from what is left.
+    """Offsets by `fit_offsets` on compositions (per-element means for atoms), scales from what is left.
 
     All levels are fitted together, then each is fitted by the smallest deviation from that, so that
     elements and levels without labels take what is known of the others.
@@ -209,13 +210,13 @@ def head_statistics(
     # the sum of N independent atoms deviates as √N: rows of equal variance
     weight = 1.0 / np.sqrt(sizes)[:, None] if head.scope == "structure" and head.reduce == "sum" else 1.0
     counts, parts = counts * weight, parts * weight
-    shift = np.tile(np.linalg.lstsq(counts, parts[:, :n], rcond=None)[0], (n_fidelities, 1, 1))
+    shift = np.tile(fit_offsets(counts, parts[:, :n]), (n_fidelities, 1, 1))
     rest = parts.copy()
     for f in range(n_fidelities):
         own = levels == f
         if own.any():
             rest[own, :n] -= counts[own] @ shift[f]
-            more = np.linalg.lstsq(counts[own], rest[own, :n], rcond=None)[0]
+            more = fit_offsets(counts[own], rest[own, :n])
             shift[f] += more
             rest[own, :n] -= counts[own] @ more
     masks = [levels == f for f in range(n_fidelities)]

@@ -8,7 +8,8 @@ starts below one half so that its products do not outgrow it.
 Measured, force RMSE in meV/Å on frames that were not trained on, published sizes → unit: 3BPA (450 frames,
 medium with L_max 0, 400 steps) 144 → 97, urea at three levels (400, 60 and 15 frames, nano, 1500 steps) 152
 → 121. Urea at one level with 15 frames 165 → 243: what is learnt from a few dozen structures alone is
-smoother from a small start, which `start: small` is (A at 0.01).
+smoother from a small start, which `start: small` is (A at 0.01). So are the first rounds of a campaign: with
+twelve frames of each of two levels the urea campaign reached 149 from a small start and 170 from a unit one.
 """
 
 from __future__ import annotations

@@ -235,11 +235,12 @@ def _must_be_complete(data: Dataset, path: Path, level: str | None) -> None:
 
 # ------------------------------------------------------------------ split and weights
 def geometry_key(frame: Labelled) -> str:
-    """The same for all labels of one structure."""
+    """The same for all labels of one structure under one set of conditions."""
     atoms = frame.atoms
-    parts = (atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc)
+    places = {"structure": atoms.info, "atom": atoms.arrays}
+    given = [places[q.scope][name] for name, q in INPUTS.items() if name in places[q.scope]]
     digest = hashlib.sha256()
-    for part in parts:
+    for part in (atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc, *given):
         digest.update(np.ascontiguousarray(np.asarray(part, dtype="<f8") + 0.0).tobytes())
     return digest.hexdigest()
 

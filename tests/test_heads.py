@@ -18,6 +18,7 @@ from tace.errors import DataError, TaceError
 from tace.heads import HeadLabel, HeadStatistics, TensorHead, head_statistics, needed_ranks
 from tace.ict import stf_basis
 from tace.layers import gains
+from tace.offsets import fit_offsets
 from tace.tensors import index_symmetry, rank_of
 
 ELEMENTS = (1, 6, 8)
@@ -544,3 +545,27 @@ def test_dipoles_of_charges_in_periodic_structures_are_refused(name, structure):
     batch = batch_of([structure("water"), structure(name)])
     with pytest.raises(DataError, match="structure 1 of the batch is periodic"):
         charge_dipole(torch.zeros(len(batch.species), dtype=torch.float64), batch.positions, batch)
+
+
+# ---- offsets of elements ----
+
+
+def test_offsets_that_the_data_determine_are_least_squares(rng):
+    counts = rng.integers(0, 5, (40, 3)).astype(float)
+    planted = np.array([[1.0], [-2.0], [0.5]])
+    assert_allclose(fit_offsets(counts, counts @ planted), planted, atol=1e-10)
+    noisy = counts @ planted + 0.01 * rng.normal(size=(40, 1))
+    assert_allclose(fit_offsets(counts, noisy), planted, atol=0.02)  # some 0.01/√40 of noise, times three
+
+
+def test_offsets_of_more_elements_than_rows_do_not_explain_the_noise(rng):
+    """Rows that no offset explains: the prediction for other rows is hardly worse than a constant."""
+    counts = np.zeros((60, 69))
+    for row in counts:
+        row[rng.choice(69, 2, replace=False)] = 0.5
+    values = 10.0 + rng.normal(size=(60, 1))
+    found = fit_offsets(counts[:45], values[:45])
+    wrong = np.sqrt(np.mean((counts[45:] @ found - values[45:]) ** 2))
+    assert wrong < 1.4  # the noise is 1; least squares of minimum norm is at some 5
+    smallest = np.linalg.lstsq(counts[:45], values[:45], rcond=None)[0]
+    assert np.sqrt(np.mean((counts[45:] @ smallest - values[45:]) ** 2)) > 2.0

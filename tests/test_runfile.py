@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from ruamel.yaml import YAML
 
@@ -218,3 +219,16 @@ def test_settings_that_do_not_fit_together_are_told_before_data_are_read():
     config = {"data": {"train": "none.xyz"}, "model": {"les": {"constraint": "total_charge"}}}
     with pytest.raises(TaceError, match=r"les\.constraint total_charge needs the input"):
         run_from_config(config)
+
+
+def test_the_same_geometry_under_other_conditions_is_another_structure():
+    from ase import Atoms
+
+    from tace.data import Labelled
+    from tace.runfile_data import geometry_key
+
+    here, there, again = (Labelled(Atoms("NiO", positions=[[0, 0, 0], [0, 0, 2.0]])) for _ in range(3))
+    assert geometry_key(here) == geometry_key(there)
+    here.atoms.arrays["magnetic_moments"] = np.ones((2, 3))
+    there.atoms.info["electric_field"] = np.array([0.0, 0.0, 0.1])
+    assert len({geometry_key(f) for f in (here, there, again)}) == 3

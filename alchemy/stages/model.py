@@ -51,6 +51,7 @@ def _request(context: Context, number: int, member: int, snapshot: Snapshot) -> 
         "correlation": model.overrides.correlation,
         "n_layers": model.overrides.layers,
         "radial_hidden": model.overrides.radial_mlp,
+        "start": model.start,
         "les": {} if model.les else None,
         "zbl": model.zbl or None,
     }
