@@ -22,8 +22,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from .config import LesConfig
+from .units import COULOMB
 
-COULOMB = 14.399645478425668  # e²/(4π ε0) in eV Å, CODATA 2018
 CHUNK = 1 << 23  # numbers of the largest intermediate (64 MB); above it sums are cut and recomputed backward
 SERIES_BELOW = 1e-2  # in u: above, erf(√u)/√u loses nothing; below, seven terms are exact to 1e-19
 VACUUM_STEP = 1.08  # slab periods are powers of it: piecewise constant, never more than 8 % too long

@@ -13,14 +13,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from ase import units
 from ase.data import chemical_symbols, covalent_radii
 from torch import Tensor
 
 from .errors import TaceError
 from .radial import envelope
+from .units import COULOMB
 
-COULOMB_EV_A = units.Hartree * units.Bohr  # e²/4πε0
 COEFFICIENTS = (0.1818, 0.5099, 0.2802, 0.02817)  # c_k: they sum to 1.00007, almost the bare nuclei at r = 0
 DECAYS = (3.2, 0.9423, 0.4028, 0.2016)  # b_k
 SCREENING_A = 0.4543 * 0.529
@@ -45,7 +44,7 @@ def zbl_energies(lengths: Tensor, species_i: Tensor, species_j: Tensor, numbers:
     screening = torch.zeros_like(lengths)
     for coefficient, decay in zip(COEFFICIENTS, DECAYS, strict=True):
         screening = screening + coefficient * torch.exp(-decay * x)
-    return COULOMB_EV_A * z_i * z_j / lengths * screening * envelope(lengths / r_max, 1.0, p)
+    return COULOMB * z_i * z_j / lengths * screening * envelope(lengths / r_max, 1.0, p)
 
 
 def check_cutoff(numbers: Sequence[int], cutoff_A: float) -> None:

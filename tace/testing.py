@@ -44,7 +44,7 @@ class Tolerance:
 
 
 # float64: sums of 1e2 to 1e5 terms of order one, each rounded at 1e-16
-FLOAT64 = Tolerance(absolute=1e-11, relative=1e-11, step=2e-4)
+FLOAT64 = Tolerance(absolute=1e-11, relative=1e-11, step=1e-4)
 # float32: rounding 6e-8, grown by some ten sums and powers in a row; no finite differences of it
 FLOAT32 = Tolerance(absolute=2e-6, relative=2e-5, step=None)
 

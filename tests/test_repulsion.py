@@ -12,8 +12,9 @@ from numpy.testing import assert_allclose
 from tace.config import preset
 from tace.errors import TaceError
 from tace.model import Tace
-from tace.repulsion import COULOMB_EV_A, check_cutoff, zbl_energies
+from tace.repulsion import check_cutoff, zbl_energies
 from tace.testing import check_potential, from_model
+from tace.units import COULOMB
 
 NUMBERS = torch.tensor([1, 6, 8, 79])
 PAIRS = [(0, 0), (0, 1), (1, 2), (2, 2), (3, 1), (3, 3)]
@@ -38,7 +39,7 @@ def test_bare_nuclei_meet_at_the_origin():
     r = 1e-9
     # φ(x) = Σ c_k − x·Σ c_k b_k, x = r/a of 1e-8
     screening = 0.1818 + 0.5099 + 0.2802 + 0.02817
-    assert float(energies([r], (1, 2))) == pytest.approx(COULOMB_EV_A * 48 / r * screening, rel=1e-6)
+    assert float(energies([r], (1, 2))) == pytest.approx(COULOMB * 48 / r * screening, rel=1e-6)
 
 
 @pytest.mark.parametrize("pair", PAIRS)

@@ -39,7 +39,7 @@ def build(seed: int, dtype: torch.dtype = torch.float64) -> Tace:
             parameter *= 10.0
     names = CONFIG.fidelities
     e0 = {n: {z: -10.0 * z for z in CONFIG.elements} for n in names}
-    model.set_reference(e0, {"gfn2": 15.0, "pbe": 10.0}, dict.fromkeys(names, -2.0))
+    model.set_reference(e0, {"gfn2": 15.0, "pbe": 200.0}, dict.fromkeys(names, -2.0))
     return model
 
 
@@ -84,7 +84,7 @@ def test_spreads_are_ase_properties(crystal):
 
 def test_the_spread_of_a_single_model_is_unknown(structure):
     atoms = structure("water")
-    atoms.calc = TaceCalculator(Committee([build(0)]))
+    atoms.calc = TaceCalculator(Committee([build(0)]), fidelity="gfn2")
     assert np.isfinite(atoms.get_forces()).all()
     assert np.isnan(atoms.calc.results["force_spread"]).all()
     assert atoms.calc.results["force_spread"].shape == (3,)
@@ -154,11 +154,10 @@ def test_nothing_is_computed_twice_for_the_same_structure(crystal, monkeypatch):
 
 def test_an_optimiser_lowers_the_energy_to_vanishing_forces(crystal):
     before = crystal.get_potential_energy()
-    largest = np.linalg.norm(crystal.get_forces(), axis=1).max()
-    assert largest > 0.01
-    assert BFGS(crystal, logfile=None, maxstep=0.1).run(fmax=largest / 4, steps=150)
+    assert np.linalg.norm(crystal.get_forces(), axis=1).max() > 0.2
+    assert BFGS(crystal, logfile=None, maxstep=0.1).run(fmax=0.05, steps=150)
     assert crystal.get_potential_energy() < before
-    assert np.linalg.norm(crystal.get_forces(), axis=1).max() < largest / 4
+    assert np.linalg.norm(crystal.get_forces(), axis=1).max() < 0.05
 
 
 def test_a_cell_filter_finds_the_stress_it_needs(crystal):
@@ -170,7 +169,7 @@ def test_a_cell_filter_finds_the_stress_it_needs(crystal):
 def total_energy_error(atoms: Atoms, timestep_fs: float, total_fs: float = 10.0) -> float:
     """Largest departure of the total energy from its start, eV, in a run at constant energy."""
     atoms = atoms.copy()
-    atoms.calc = TaceCalculator(Committee([build(0)]))
+    atoms.calc = TaceCalculator(Committee([build(0)]), fidelity="gfn2")
     normal = np.random.default_rng(0).standard_normal((len(atoms), 3))
     atoms.set_momenta(np.sqrt(units.kB * 300 * atoms.get_masses())[:, None] * normal)
     start = atoms.positions.copy()

@@ -31,7 +31,7 @@ TINY = TaceConfig(
     L_max=1,
     radial_hidden=(8, 8),
     readout_hidden=4,
-    avg_neighbors=20.0,
+    avg_neighbors=8.0,
 )
 NAMES = ("water", "ethanol", "crystal", "carbon", "slab", "wire", "atom")
 
@@ -93,7 +93,7 @@ def test_model_is_its_full_cartesian_twin(n_layers, l_max, rank, order, paths, s
     at = 0
     for n, atoms in enumerate(frames):
         energy, forces, stress = cartesian_twin.evaluate(model, atoms, fidelity=1)
-        assert np.abs(forces).max() > 1e-4, "the test would pass for a model that says nothing"
+        assert np.abs(forces).max() > 1e-3, "the test would pass for a model that says nothing"
         # float64 round-off of energies near 2000 eV, and of sums of some 1e4 terms in the forces
         assert_allclose(float(got.energies[n]), energy, rtol=0, atol=1e-10)
         assert_allclose(got.forces[at : at + len(atoms)], forces, rtol=0, atol=1e-10)

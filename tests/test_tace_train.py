@@ -103,7 +103,7 @@ def test_training_learns_a_handful_of_structures_by_heart(structure):
         return errors(frames, said)
 
     before = found()
-    settings = TrainSettings(steps=150, batch_size=4, learning_rate=0.03, energy_weight=300.0)
+    settings = TrainSettings(steps=300, batch_size=4, learning_rate=0.03, energy_weight=30.0)
     fit(model, samples, [], settings=settings)
     after = found()
     # a model that only learned means and scales would stay near its start; four structures have
