@@ -25,7 +25,7 @@ _JOULE = Fraction(10**19) / Fraction("1.602176634")
 _SECOND = Fraction(10**15)
 _HARTREE = Fraction("27.211386245981")
 _BOHR = Fraction("0.529177210544")
-COULOMB = float(_HARTREE * _BOHR)  # e²/(4π ε0) in eV Å
+COULOMB = 14.399645478425668  # e²/(4π ε0) in eV Å, CODATA 2018: models are trained with it, so it stays
 _BOLTZMANN = Fraction("1.380649e-23") * _JOULE  # eV/K
 _DEBYE = Fraction(10**8) / (299792458 * Fraction("1.602176634"))  # e·Å in 1e-21/c C·m
 
