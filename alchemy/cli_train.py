@@ -236,7 +236,7 @@ def _member(
 
 
 def _errors(committee: Any, part: str, frames: list[Labelled]) -> list[dict[str, Any]]:
-    from tace.metrics import errors
+    from tace.comparison import errors
 
     rows = []
     for fidelity in committee.fidelities:

@@ -66,7 +66,12 @@ class Train(Block):
     steps: Count = Field(default=2000, description="Optimiser steps per member and round")
     batch: Count = Field(default=8, description="Structures per step")
     learning_rate: Positive = Field(default=0.01, description="Peak step size of the optimiser")
-    energy_weight: NotNegative = Field(default=1.0, description="Weight of energies in the loss")
+    energy_weight: NotNegative = Field(
+        default=10.0, description="Weight of energies in the loss, in the first half of the steps"
+    )
+    energy_growth: Positive = Field(
+        default=10.0, description="Factor by which it grows over the second half"
+    )
     forces_weight: NotNegative = Field(default=10.0, description="Weight of forces in the loss")
     stress_weight: NotNegative = Field(default=1.0, description="Weight of stresses in the loss")
     ema: Annotated[float, Field(strict=True, ge=0, lt=1)] = Field(

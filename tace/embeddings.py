@@ -144,7 +144,7 @@ class FieldEmbedding(nn.Module):
     A lone atom in a field is polarised: its energy is E0 only at zero field.
     """
 
-    def __init__(self, config: TaceConfig, scale: float, generator: torch.Generator) -> None:
+    def __init__(self, config: TaceConfig, scale: float) -> None:
         super().__init__()
         if config.l_max < 1:
             raise TaceError("the input electric_field is a vector and needs l_max of at least 1")

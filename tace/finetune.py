@@ -30,7 +30,7 @@ _EMBEDDING = ("embedding", "fidelity_table", "fidelity_mix.", "conditions.")
 # tables with a row for each level
 _LEVEL_FIRST = (
     "fidelity_table", "reference.e0_eV", "reference.scale_eV", "reference.shift_eV", "reference.scale",
-    "reference.shift", ".offset", ".hardness_offset",
+    "reference.shift", "reference.polarizability", ".offset", ".hardness_offset",
 )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from .config import TaceConfig
 from .errors import ModelFileError, TaceError
 from .model import Tace
 
-FORMAT, VERSION = "tace-model", 2
+FORMAT, VERSION = "tace-model", 3
 _UNREADABLE = (
     RuntimeError, OSError, EOFError, ValueError, LookupError, NotImplementedError,
     zipfile.BadZipFile, zlib.error, lzma.LZMAError, pickle.UnpicklingError,
@@ -102,6 +102,9 @@ def model_from_document(
             TaceConfig.from_json(document["config"]), dtype=getattr(torch, str(document["dtype"]))
         )
         state = document["state"] if version > 1 else _renamed(document["state"])
+        if version < 3:  # had no polarisability of atoms
+            known = model.state_dict()
+            state = {**{n: known[n] for n in ("reference.polarizability",) if n in known}, **state}
         model.load_state_dict(state)
     except (TaceError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise ModelFileError(f"{where}: not a complete tace model ({error})") from error

@@ -146,24 +146,32 @@ class ElementLinear(nn.Module):
 SILU_GAIN = 1.6768  # 1/√E[SiLU(x)²] of a standard normal x
 
 
-class RadialNetwork(nn.Module):
-    """Radial basis → path weights of order one; SiLU between layers.
+def radial_output_size(size: float, n_hidden: int) -> float:
+    """Root mean square of what a new `RadialNetwork` makes of a basis of this size, before its gain."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(40)  # of a normal distribution
+    for _ in range(n_hidden):
+        x = size * nodes
+        square = (x / (1.0 + np.exp(-x))) ** 2
+        size = SILU_GAIN * math.sqrt(float(weights @ square) / float(weights.sum()))
+    return size
 
-    No biases, so that weights vanish with the basis.
-    """
+
+class RadialNetwork(nn.Module):
+    """Radial basis → path weights; SiLU between layers. No biases, so that weights vanish with the basis."""
 
     def __init__(
-        self, sizes: tuple[int, Sequence[int], int], generator: torch.Generator, *, typical: float
+        self, sizes: tuple[int, Sequence[int], int], generator: torch.Generator, *, gain: float = 1.0
     ) -> None:
         """
         Args:
             sizes: of the basis, the hidden layers and the output.
-            typical: size of the basis functions, see `radial.typical_size`.
+            gain: of the last layer, besides its own.
         """
         super().__init__()
         n_basis, hidden, n_out = sizes
         widths = [n_basis, *hidden, n_out]
-        gains = [1.0 / typical] + [SILU_GAIN] * len(hidden)
+        gains = [1.0] + [SILU_GAIN] * len(hidden)
+        gains[-1] *= gain
         self.layers = nn.ModuleList(
             Linear(a, b, generator, gain)
             for a, b, gain in zip(widths[:-1], widths[1:], gains, strict=True)

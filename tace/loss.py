@@ -78,14 +78,16 @@ def nearest_image(difference: Tensor, cells: Tensor) -> Tensor:
     return difference - torch.bmm(shift.unsqueeze(1), cells).squeeze(1)
 
 
-def loss(result: Evaluation, targets: Targets, settings: TrainSettings) -> Tensor:
-    """Weighted errors of all quantities, in float64."""
+def loss(
+    result: Evaluation, targets: Targets, settings: TrainSettings, *, progress: float = 0.0
+) -> Tensor:
+    """Weighted errors of all quantities, in float64; `progress` is the share of the steps that is done."""
     total = (result.energies * 0.0).sum()
     for term in differences(result, targets):
         kind = settings.loss_kinds.get(term.name, "mse")
         rows = _penalty(term, kind)
         mean = (term.weights * rows).sum() / term.weights.sum()
-        total = total + settings.weight(term.name) * mean
+        total = total + settings.weight(term.name, progress=progress) * mean
     return total
 
 

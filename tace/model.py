@@ -52,6 +52,7 @@ class Tace(nn.Module):
 
     E = Σ_i E0[f,z_i] + scale[f]·Σ_t ε_i^{(t)} + shift[f]·(1 − exp(−4 Σ_j f(r_ij))) + E_ZBL + E_LES,
     eqs. 13, 14 and 16 to 18. The smooth factor of the shift is ours: it lets an atom that leaves reach E0.
+    In a field 𝓔 an atom also has −½ α[f,z_i]·𝓔², ours too.
     """
 
     def __init__(self, config: TaceConfig, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> None:
@@ -101,7 +102,10 @@ class Tace(nn.Module):
             }
         )
         zero = torch.zeros(f, z)
-        self.reference = References({"e0_eV": zero, "scale_eV": zero + 1.0, "shift_eV": zero}, {})
+        constants = {"e0_eV": zero, "scale_eV": zero + 1.0, "shift_eV": zero}
+        if len(self.fields):
+            constants["polarizability"] = zero  # e·Å²/V of isolated atoms
+        self.reference = References(constants, {})
         self.to(dtype)
 
     def _add_inputs(self, config: TaceConfig, generator: torch.Generator) -> None:
@@ -113,7 +117,7 @@ class Tace(nn.Module):
         if "electric_field" in by_name:
             scale = by_name["electric_field"].scale
             self.fields.extend(
-                FieldEmbedding(config, scale, generator) for _ in range(config.n_layers)
+                FieldEmbedding(config, scale) for _ in range(config.n_layers)
             )
         self.magnetic = nn.ModuleDict()
         for name in ("magnetic_moments", "collinear_moments"):
@@ -188,6 +192,10 @@ class Tace(nn.Module):
         scalars = [features[0].squeeze(1) for features in by_layer]
         readout = self.energy_readout(scalars, batch)
         node = self._assemble(readout.squeeze(1).double(), batch, geometry.density.double())
+        if len(self.fields):
+            field = given(batch, "electric_field").index_select(0, batch.structure)
+            alpha = self._of_atoms("polarizability", batch)
+            node = node - 0.5 * alpha * field.square().sum(1)
         if geometry.repulsion is not None:
             node = node + geometry.repulsion
         energies = torch.zeros(batch.n_structures, dtype=torch.float64, device=node.device)
@@ -240,11 +248,13 @@ class Tace(nn.Module):
         return outputs
 
     def _assemble(self, readout: Tensor, batch: Batch, density: Tensor) -> Tensor:
-        index = batch.fidelity.index_select(0, batch.structure) * len(self.config.elements) + batch.species
-        e0, scale, shift = (
-            t.reshape(-1).index_select(0, index) for t in (self.e0_eV, self.scale_eV, self.shift_eV)
-        )
+        e0, scale, shift = (self._of_atoms(n, batch) for n in ("e0_eV", "scale_eV", "shift_eV"))
         return e0 + scale * readout + shift * presence(density)
+
+    def _of_atoms(self, name: str, batch: Batch) -> Tensor:
+        """[A], a constant [F, Z] of the reference."""
+        index = batch.fidelity.index_select(0, batch.structure) * len(self.config.elements) + batch.species
+        return self.reference.get_buffer(name).reshape(-1).index_select(0, index)
 
 
 def n_parameters(model: nn.Module) -> int:

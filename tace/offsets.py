@@ -7,7 +7,7 @@ import numpy as np
 PENALTIES = (0.0, *np.logspace(-6.0, 2.0, 17))  # relative to the mean square of a column
 
 
-def fit_offsets(counts: np.ndarray, values: np.ndarray) -> np.ndarray:
+def fit_offsets(counts: np.ndarray, values: np.ndarray, *, shrink: bool = False) -> np.ndarray:
     """d [Z, n] with counts·d ≈ values, by least squares where the rows determine every element that occurs.
 
     Elsewhere one number for all elements, plus deviations as large as the rows bear out: the penalty on
@@ -16,8 +16,9 @@ def fit_offsets(counts: np.ndarray, values: np.ndarray) -> np.ndarray:
     Args:
         counts: [R, Z], atoms of each element, or shares.
         values: [R, n].
+        shrink: penalise deviations everywhere, for values that elements explain only in part.
     """
-    if np.linalg.matrix_rank(counts) == np.count_nonzero(counts.any(0)):
+    if not shrink and np.linalg.matrix_rank(counts) == np.count_nonzero(counts.any(0)):
         return np.asarray(np.linalg.lstsq(counts, values, rcond=None)[0])
     total = counts.sum(1, keepdims=True)
     common = np.linalg.lstsq(total, values, rcond=None)[0]  # [1, n]

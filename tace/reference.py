@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -11,12 +12,14 @@ from ase.data import chemical_symbols
 
 from .batch import collate, make_graph, species_index
 from .charges import ChargeHead
-from .config import TaceConfig
+from .config import HeadConfig, TaceConfig
 from .data import Labelled, fidelity_index
 from .errors import DataError
 from .geometry import EdgeBasis, pair_vectors
 from .heads import HeadLabel, HeadStatistics, TensorHead, head_statistics
 from .model import Tace
+
+FIELD, ALPHA = "electric_field", "polarizability"
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ class Statistics:
     scale_eV_per_A: dict[str, float]  # rms of the force vector norm
     shift_eV_per_atom: dict[str, float]  # mean of (E − Σ E0)/N
     heads: dict[str, HeadStatistics] = field(default_factory=dict)  # of those that have labels
+    polarizability: np.ndarray | None = None  # [F, Z] e·Å²/V of atoms, of a model that reads a field
     notes: tuple[str, ...] = ()
 
 
@@ -71,7 +75,12 @@ def statistics(
         ]
         shift[name] = float(np.mean(residual)) if residual else 0.0
         scale[name] = _force_rms(own) or overall or 1.0
-    return Statistics(neighbors, table, scale, shift, _of_heads(frames, config), tuple(notes))
+    heads = {
+        head.name: found for head in config.heads if (found := _of_head(head, frames, config)) is not None
+    }
+    return Statistics(
+        neighbors, table, scale, shift, heads, _of_field(frames, config), tuple(notes)
+    )
 
 
 def set_statistics(model: Tace, found: Statistics) -> None:
@@ -81,25 +90,34 @@ def set_statistics(model: Tace, found: Statistics) -> None:
         head = model.heads[f"to_{name}"]
         assert isinstance(head, (ChargeHead, TensorHead))
         head.set_statistics(of_head)
+    if found.polarizability is not None:
+        model.reference.set(ALPHA, found.polarizability)
 
 
-def _of_heads(frames: Sequence[Labelled], config: TaceConfig) -> dict[str, HeadStatistics]:
-    found = {}
-    for head in config.heads:
-        labels = [
-            HeadLabel(
-                species_index(f.atoms.numbers, config.elements),
-                np.asarray(f.labels[head.name], dtype=np.float64),
-                fidelity_index(f.fidelity, config.fidelities),
-            )
-            for f in frames
-            if head.name in f.labels
-        ]
-        if labels:
-            found[head.name] = head_statistics(
-                head, labels, n_elements=len(config.elements), n_fidelities=len(config.fidelities)
-            )
-    return found
+def _of_head(head: HeadConfig, frames: Sequence[Labelled], config: TaceConfig) -> HeadStatistics | None:
+    """Of the frames that have its label, if there are any."""
+    labels = [
+        HeadLabel(
+            species_index(f.atoms.numbers, config.elements),
+            np.asarray(f.labels[head.name], dtype=np.float64),
+            fidelity_index(f.fidelity, config.fidelities),
+        )
+        for f in frames
+        if head.name in f.labels
+    ]
+    if not labels:
+        return None
+    return head_statistics(
+        head, labels, n_elements=len(config.elements), n_fidelities=len(config.fidelities)
+    )
+
+
+def _of_field(frames: Sequence[Labelled], config: TaceConfig) -> np.ndarray | None:
+    """What atoms contribute to the isotropic polarisability, so that only the rest has to be learnt."""
+    if FIELD not in config.input_names or any(head.name == ALPHA for head in config.heads):
+        return None
+    found = _of_head(HeadConfig(ALPHA, symmetry="ij=ji"), frames, config)
+    return None if found is None else found.shift[:, :, 0] / math.sqrt(3.0)  # its part is the unit tensor/√3
 
 
 def mean_neighbors(frames: Sequence[Labelled], config: TaceConfig) -> float:

@@ -9,16 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from .batch import species_index
 from .config import HeadConfig, InputConfig, TaceConfig
 from .data import Labelled
 from .errors import DataError, TaceError
 from .finetune import check_elements, extend_fidelities, fit_new_level, freeze, load_trainable
-from .heads import HeadLabel, head_statistics
 from .inputs import read_inputs
 from .model import Tace
 from .quantities import INPUTS
-from .reference import mean_neighbors, statistics
+from .reference import mean_neighbors, set_statistics, statistics
 from .runfile import SPIN, RunFile, config_of, filled
 from .runfile_data import RunData
 
@@ -37,8 +35,10 @@ def new_model(run: RunFile, data: RunData) -> tuple[Tace, list[str]]:
     config = replace(config, avg_neighbors=mean_neighbors(data.train, config))
     facts = statistics(data.train, config, data.e0_eV)
     model = Tace(config, seed=int(run.value("seed")), dtype=dtype_of(run) or torch.float32)
-    model.set_reference(facts.e0_eV, facts.scale_eV_per_A, facts.shift_eV_per_atom)
-    set_head_statistics(model, data.train)
+    for head in config.heads:
+        if head.name not in facts.heads:
+            raise DataError(f"head {head.name}: no training frame has a label '{head.name}'")
+    set_statistics(model, facts)
     return model, list(facts.notes)
 
 
@@ -63,32 +63,6 @@ def _input(part: Any, frames: Sequence[Labelled]) -> InputConfig:
         length = np.linalg.norm(value, axis=-1) if INPUTS[probe.name].shape else np.abs(value)
         size = max(size, float(np.max(length, initial=0.0)))
     return filled(part, scale=size if size > NEUTRAL_SPREAD else 1.0, values=())
-
-
-def set_head_statistics(model: Tace, frames: Sequence[Labelled]) -> None:
-    """Sizes and offsets of every head from the labels of these frames.
-
-    Raises:
-        DataError: a head without labels, or labels that do not have its shape or symmetry.
-    """
-    config = model.config
-    for head, module in zip(config.heads, model.heads.values(), strict=True):
-        labels = [
-            HeadLabel(
-                species_index(f.atoms.numbers, config.elements),
-                np.asarray(f.labels[head.name], dtype=np.float64),
-                config.fidelities.index(f.fidelity),
-            )
-            for f in frames
-            if head.name in f.labels
-        ]
-        if not labels:
-            raise DataError(f"head {head.name}: no training frame has a label '{head.name}'")
-        found = head_statistics(
-            head, labels, n_elements=len(config.elements), n_fidelities=len(config.fidelities)
-        )
-        set_statistics: Any = module.set_statistics
-        set_statistics(found)
 
 
 def started_model(run: RunFile) -> Tace:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from . import devices
+from .balance import balanced_weights
 from .checks import check_labels, summary
 from .comparison import compare, error_rows
 from .data import Labelled, Sample, make_samples
@@ -93,12 +94,13 @@ def _train(
     tell: Say,
     progress: bool,
 ) -> RunResult:
-    settings = run.settings
     train = make_samples(data.train, model.config, data.labels)
+    settings = _weighed(run.settings, train, tell)
     valid = make_samples(data.valid, model.config, data.labels)
     make_samples(data.test, model.config, data.labels)  # what it cannot read is told now, not in the end
     if old:
-        train, settings = _mixed(run, train, old, model, data.labels)
+        train = _mixed(run, train, old, model, data.labels)
+        settings = replace(settings, fidelity_balance=0.0)
     folder.begin()
     if old and "before" not in folder.record:
         folder.write(before=_errors_on(model, old))
@@ -116,6 +118,7 @@ def _train(
         "of_steps": settings.steps,
         "best_step": result.best_step,
         "stopped": stopped,
+        "label_weights": settings.label_weights,
         **{k: round(v, 3) for k, v in watch.spent().items()},
         "started_from": None if run.init is None else str(run.init),
     }
@@ -195,6 +198,17 @@ def _say_data(run: RunFile, data: RunData, tell: Say) -> None:
         )
 
 
+def _weighed(settings: TrainSettings, train: Sequence[Sample], tell: Say) -> TrainSettings:
+    """The settings with a weight for every quantity of the data."""
+    found = balanced_weights(train, settings)
+    if found:
+        tell(
+            "weights in the loss by the spread of the labels (train.label_weights changes them): "
+            + ", ".join(f"{name} {weight:.3g}" for name, weight in found.items())
+        )
+    return replace(settings, label_weights={**found, **settings.label_weights})
+
+
 def _replayed(run: RunFile, start: Tace | None) -> list[Labelled]:
     """Old data that a fine-tuning repeats."""
     block = run.block("finetune").get("replay")
@@ -217,11 +231,10 @@ def _replayed(run: RunFile, start: Tace | None) -> list[Labelled]:
 
 def _mixed(
     run: RunFile, train: list[Sample], old: list[Labelled], model: Tace, labels: Sequence[str]
-) -> tuple[list[Sample], TrainSettings]:
+) -> list[Sample]:
     fraction = float(run.block("finetune")["replay"].get("fraction", REPLAYED))
     samples = make_samples(old, model.config, labels)
-    mixed = with_replay(train, samples, fraction=fraction, seed=run.settings.seed)
-    return mixed, replace(run.settings, fidelity_balance=0.0)
+    return with_replay(train, samples, fraction=fraction, seed=run.settings.seed)
 
 
 def _errors_on(model: Tace, frames: Sequence[Labelled]) -> list[dict[str, Any]]:

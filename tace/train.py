@@ -24,6 +24,7 @@ from .io import read_archive, write_archive
 from .layers import gains
 from .loss import loss
 from .model import Tace
+from .offsets import fit_offsets
 from .settings import TrainSettings
 from .validation import Plan, validation_errors, watched
 
@@ -138,7 +139,8 @@ class Trainer:
         batch, targets = self._collated(indices)
         self.optimizer.zero_grad(set_to_none=True)
         result = self.plan.evaluate(self.model, batch, targets, create_graph=True)
-        objective = loss(result, targets, self.settings)
+        progress = self.step / self.settings.steps
+        objective = loss(result, targets, self.settings, progress=progress)
         objective.backward()
         value, norm = float(objective.detach()), self._clip()
         if not (math.isfinite(value) and math.isfinite(norm)):
@@ -212,21 +214,27 @@ class Trainer:
         return self.result
 
     def correct_shift(self) -> None:
-        """Move each fidelity's shift by the mean energy residual per atom of its training set.
+        """Add to the shifts of each fidelity what elements explain of the energies that are left over.
 
-        Forces decide most of the loss; what is left of a constant in the energy is closed here.
+        Forces decide most of the loss, and a constant of each element is not in them.
         """
-        residuals: dict[int, list[float]] = {}
+        elements = len(self.model.config.elements)
+        left: dict[int, list[tuple[np.ndarray, float]]] = {}
         for start in range(0, len(self.train), 32):
             part = self.train[start : start + 32]
-            batch, targets = collate_samples(part, len(self.model.config.elements))
+            batch, targets = collate_samples(part, elements)
             found = evaluate(self.model, batch.to(self.model.device), forces=False)
-            per_atom = (targets.energies - found.energies.cpu()) / targets.n_atoms
-            for sample, value in zip(part, per_atom.tolist(), strict=True):
+            wrong = (targets.energies - found.energies.cpu()).tolist()
+            for sample, value in zip(part, wrong, strict=True):
                 if math.isfinite(value) and len(sample.graph.pairs.i):
-                    residuals.setdefault(sample.graph.fidelity, []).append(value)
-        for fidelity, values in residuals.items():
-            self.model.shift_eV[fidelity] += float(np.mean(values))
+                    counts = np.bincount(sample.graph.species, minlength=elements)
+                    left.setdefault(sample.graph.fidelity, []).append((counts, value))
+        for fidelity, rows in left.items():
+            sizes = np.array([counts.sum() for counts, _ in rows], dtype=float)
+            shares = np.array([counts for counts, _ in rows]) / sizes[:, None]
+            per_atom = np.array([value for _, value in rows]) / sizes
+            offsets = fit_offsets(shares, per_atom[:, None], shrink=True)[:, 0]
+            self.model.shift_eV[fidelity] += torch.from_numpy(offsets).to(self.model.device)
 
     def state(self) -> dict[str, Any]:
         """Everything that `restore` needs, as tensors and plain values."""

@@ -14,13 +14,12 @@ from tace_runs import frames
 from tace.calculator import TaceCalculator
 from tace.card import check, example_of, load_with_card, make_card, read_card, self_test
 from tace.committee import Committee
-from tace.comparison import compare, error_rows, shared
+from tace.comparison import compare, error_rows, errors, shared
 from tace.config import HeadConfig, InputConfig, preset
 from tace.data import Labelled
 from tace.divergence import MAE, RMSE, advice, carriers, diagnose, story
 from tace.errors import ModelFileError, TaceError
 from tace.io import save_model
-from tace.metrics import errors
 from tace.model import Tace
 from tace.properties import predict
 
@@ -139,6 +138,21 @@ def test_errors_agree_with_the_ones_that_campaigns_use():
     assert_allclose(table["energy"].mae, old.energy_mae_eV_per_atom, rtol=1e-9)
     assert_allclose(table["forces"].rmse, old.force_rmse_eV_per_A, rtol=1e-9)
     assert_allclose(table["forces"].mae, old.force_mae_eV_per_A, rtol=1e-9)
+
+
+def test_atoms_without_a_force_label_count_for_no_element():
+    data = labelled(3)
+    prediction = Committee([model()])([f.atoms for f in data], fidelity="cheap")
+    known, wrong = [], []
+    for frame, forces in zip(data, prediction.per_structure(prediction.mean_forces), strict=True):
+        frame.forces_eV_per_A[0] = np.nan
+        known.append(frame.atoms.numbers[1:])
+        wrong.append(forces[1:] - frame.forces_eV_per_A[1:])
+    found = errors(data, prediction).force_rmse_by_element_eV_per_A
+    numbers, difference = np.concatenate(known), np.concatenate(wrong)
+    assert set(found) == {"C", "O"}
+    for symbol, z in (("C", 6), ("O", 8)):
+        assert_allclose(found[symbol], np.sqrt((difference[numbers == z] ** 2).mean()), rtol=1e-12)
 
 
 def test_each_frame_is_compared_at_its_own_fidelity_and_missing_labels_are_left_out():

@@ -13,11 +13,11 @@ from numpy.testing import assert_allclose
 
 from tace.batch import collate, make_graph
 from tace.committee import Committee
+from tace.comparison import errors
 from tace.config import preset
 from tace.data import Labelled
 from tace.derivatives import evaluate, voigt
 from tace.errors import DataError, TaceError, UnknownElementError, UnknownFidelityError
-from tace.metrics import errors
 from tace.model import Tace
 from tace.prediction import force_spread, small_sample_factor
 

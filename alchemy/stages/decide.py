@@ -13,7 +13,7 @@ import numpy as np
 from alchemy_policies.base import Choice, Pool
 from alchemy_policies.calibration import Calibration, fit_calibration, worst_decile
 
-from tace.metrics import errors
+from tace.comparison import errors
 
 from .. import tasks
 from ..datasets import TRAIN, counts, labelled, total_labels

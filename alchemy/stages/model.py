@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from tace.comparison import errors
 from tace.data import Labelled
-from tace.metrics import errors
 
 from .. import tasks
 from ..datasets import TEST, TRAIN, counts, isolated_energies, labelled, rows_of, total_labels
@@ -72,6 +72,7 @@ def _request(context: Context, number: int, member: int, snapshot: Snapshot) -> 
             "learning_rate": settings.learning_rate,
             "schedule": settings.schedule,
             "energy_weight": settings.energy_weight,
+            "energy_growth": settings.energy_growth,
             "forces_weight": settings.forces_weight,
             "stress_weight": settings.stress_weight,
             "fidelity_balance": settings.fidelity_balance,
