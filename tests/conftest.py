@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +13,8 @@ import pytest
 
 if TYPE_CHECKING:
     from ase import Atoms
+
+    from alchemy.store import Store
 
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(_name, "1")  # read by torch and BLAS when they load; inherited by workers
@@ -50,6 +53,14 @@ def structure() -> Callable[[str], Atoms]:
     axes; 'atom': one O.
     """
     return _structure
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """An empty store in the folder of the test; it does not wait for the disk."""
+    from alchemy.store import Store
+
+    return Store(tmp_path / "store.h5", durability="nofsync")
 
 
 TRICLINIC = np.array([[3.6, 0.2, -0.3], [0.9, 3.9, 0.4], [-0.7, 1.1, 4.3]])

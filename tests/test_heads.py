@@ -1,100 +1,38 @@
-"""Laws of tensor heads and charge heads on random equivariant features, without a model."""
+"""Laws of tensor heads on random equivariant features, without a model."""
 
-# ruff: noqa: E741  (l is the rank of a tensor)
+
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import numpy as np
 import pytest
 import torch
+from head_helpers import (
+    EXACT,
+    arrange,
+    batch_of,
+    config,
+    input_features,
+    map_features,
+    ranks_of,
+    turn,
+    turned_features,
+    values,
+)
 from numpy.testing import assert_allclose
 from torch import Tensor
 
-from tace.batch import Batch, collate, make_graph
-from tace.charges import ChargeHead, charge_dipole, equilibrate, spread_evenly
-from tace.config import HeadConfig, InputConfig, TaceConfig
-from tace.errors import DataError, TaceError
-from tace.heads import HeadLabel, HeadStatistics, TensorHead, head_statistics, needed_ranks
-from tace.ict import stf_basis
+from tace.config import HeadConfig
+from tace.errors import TaceError
+from tace.heads import HeadStatistics, TensorHead, needed_ranks
 from tace.layers import gains
-from tace.offsets import fit_offsets
 from tace.tensors import index_symmetry, rank_of
 
-ELEMENTS = (1, 6, 8)
-CHANNELS = 4
-EXACT = 1e-12  # sums of some 1e3 products of order one, in float64
 FORMULAS = ["", "i", "ij", "ij=ji", "ij=-ji", "ijk=jik", "ijk=-jik=-ikj", "ijkl=jikl=klij"]
-
-
-def config(**settings) -> TaceConfig:
-    return TaceConfig(**{"elements": ELEMENTS, "channels": CHANNELS, "l_max": 3, "L_max": 1, **settings})
-
-
-def ranks_of(model: TaceConfig, *heads: HeadConfig) -> list[list[int]]:
-    """What the two layers give: the first up to L_max, the last what the heads need and no more."""
-    return [list(range(model.L_max + 1)), sorted(needed_ranks(heads, model.l_max))]
 
 
 def tensor_head(head: HeadConfig, *, seed: int = 0, **settings) -> TensorHead:
     model = config(**settings)
     return TensorHead(head, model, ranks_of(model, head), torch.Generator().manual_seed(seed)).double()
-
-
-def charge_head(kind: str, *, seed: int = 0, **settings) -> ChargeHead:
-    head = HeadConfig("charges", scope="atom", charges=kind, hidden=settings.pop("hidden", 0))
-    return ChargeHead(head, config(**settings), [[0, 1], [0]], torch.Generator().manual_seed(seed)).double()
-
-
-def batch_of(structures: Sequence, *, charges: Sequence[float] | None = None, levels=None) -> Batch:
-    inputs = (InputConfig("total_charge"),) if charges is not None else ()
-    graphs = []
-    for n, atoms in enumerate(structures):
-        if charges is not None:
-            atoms.info["total_charge"] = charges[n]
-        level = levels[n] if levels else 0
-        graphs.append(make_graph(atoms, ELEMENTS, cutoff=3.0, fidelity=level, inputs=inputs))
-    return collate(graphs, len(ELEMENTS))
-
-
-def input_features(rng, n_atoms: int, l_max: int = 3) -> list[dict[int, Tensor]]:
-    """Features of two layers in the order of the input, ranks 0 to l_max in both."""
-    return [
-        {l: torch.from_numpy(rng.standard_normal((n_atoms, 2 * l + 1, CHANNELS))) for l in range(l_max + 1)}
-        for _ in range(2)
-    ]
-
-
-def arrange(features, batch: Batch) -> list[dict[int, Tensor]]:
-    """From the order of the input to that of the batch."""
-    place = torch.argsort(batch.original)
-    return [{l: x[place] for l, x in layer.items()} for layer in features]
-
-
-def map_features(features, function) -> list[dict[int, Tensor]]:
-    return [{l: function(l, x) for l, x in layer.items()} for layer in features]
-
-
-def turn(q: np.ndarray, tensor: np.ndarray, rank: int) -> np.ndarray:
-    """q on the last `rank` indices."""
-    for axis in range(tensor.ndim - rank, tensor.ndim):
-        tensor = np.moveaxis(np.tensordot(q, tensor, (1, axis)), 0, axis)
-    return tensor
-
-
-def turned_features(features, q: np.ndarray) -> list[dict[int, Tensor]]:
-    """Of natural parity: q may be improper."""
-
-    def act(l: int, x: Tensor) -> Tensor:
-        basis = stf_basis(l).T.reshape(2 * l + 1, *[3] * l)
-        matrix = stf_basis(l).T @ turn(q, basis, l).reshape(2 * l + 1, -1).T
-        return torch.einsum("mn,anc->amc", torch.from_numpy(matrix), x)
-
-    return map_features(features, act)
-
-
-def values(tensor: Tensor) -> np.ndarray:
-    return tensor.detach().numpy()
 
 
 def set_random_statistics(head: TensorHead, rng) -> None:
@@ -313,259 +251,3 @@ def test_saved_heads_give_the_same_tensors(structure, rng):
     assert not torch.equal(other(features, batch), head(features, batch))
     other.load_state_dict(head.state_dict())
     assert torch.equal(other(features, batch), head(features, batch))
-
-
-# ------------------------------------------------------------------ statistics
-def planted(rng, head: HeadConfig, shift: np.ndarray, *, noise: float, n: int = 400) -> list[HeadLabel]:
-    """Labels of random compositions: offsets [Z, n] of the scalar parts plus noise in every part."""
-    blocks = index_symmetry(head.symmetry)
-    basis = np.concatenate([m.T for b in blocks for m in b.isometries])
-    labels = []
-    for _ in range(n):
-        species = rng.integers(0, 3, rng.integers(2, 9))
-        parts = noise * rng.standard_normal((len(species), len(basis)))
-        parts[:, : shift.shape[1]] += shift[species]
-        if head.scope == "structure":
-            parts = parts.sum(0) if head.reduce == "sum" else parts.mean(0)
-        shape = (*parts.shape[:-1], *(3,) * rank_of(head.symmetry))
-        labels.append(HeadLabel(species, (parts @ basis).reshape(shape), 0))
-    return labels
-
-
-@pytest.mark.parametrize("settings", [{}, {"reduce": "mean"}, {"scope": "atom"}])
-@pytest.mark.parametrize("formula", ["", "ij=ji", "ijkl=jikl=klij"])
-def test_statistics_find_planted_offsets(formula, settings, rng):
-    head = HeadConfig("t", symmetry=formula, **settings)
-    n_scalars = len(index_symmetry(formula)[0].isometries)
-    shift = rng.standard_normal((3, n_scalars))
-    found = head_statistics(head, planted(rng, head, shift, noise=0.0), n_elements=3, n_fidelities=1)
-    assert_allclose(found.shift[0], shift, atol=1e-10)  # least squares on 400 compositions
-
-
-@pytest.mark.parametrize("settings", [{}, {"scope": "atom"}])
-@pytest.mark.parametrize("formula", ["", "i", "ij=ji"])
-def test_statistics_find_the_planted_size_per_atom(formula, settings, rng):
-    head = HeadConfig("t", symmetry=formula, **settings)
-    shift = np.full((3, int(formula != "i")), 5.0)
-    found = head_statistics(head, planted(rng, head, shift, noise=0.2), n_elements=3, n_fidelities=1)
-    # 400 numbers or more: their rms is known to 1/√800 = 3.5 %; three times that
-    assert_allclose(found.scale, [0.2], rtol=0.11)
-    assert found.shift.shape == (1, 3, int(formula != "i"))
-
-
-def test_levels_and_elements_without_labels_take_what_the_others_know(rng):
-    head = HeadConfig("t")
-    shift = np.array([[1.0], [2.0], [3.0]])
-    low = planted(rng, head, shift, noise=0.0)
-    high = [HeadLabel(np.array([0] * n), np.array(1.5 * n), 1) for n in (1, 2, 3)]  # element 0 alone
-    found = head_statistics(head, [*low, *high], n_elements=3, n_fidelities=3)
-    assert_allclose(found.shift[0], shift, atol=1e-10)
-    assert_allclose(found.shift[1, 0], 1.5, atol=1e-10)
-    assert_allclose(found.shift[1, 1:], found.shift[2, 1:], atol=1e-10)
-    assert_allclose(found.shift[2], shift, atol=0.1)  # of all together: three labels of 403 differ
-    assert (found.scale > 0).all()
-
-
-def test_labels_that_are_unknown_are_left_out(rng):
-    head = HeadConfig("t", scope="atom")
-    labels = [HeadLabel(np.array([0, 1, 2]), np.array([1.0, np.nan, 3.0]), 0)]
-    found = head_statistics(head, labels, n_elements=3, n_fidelities=1)
-    assert_allclose(found.shift[0, :, 0], [1.0, 0.0, 3.0], atol=EXACT)
-
-
-def test_labels_that_offsets_explain_fully_still_give_a_size():
-    head = HeadConfig("t")
-    one = [HeadLabel(np.array([0]), np.array(4.0), 0)]
-    assert head_statistics(head, one, n_elements=1, n_fidelities=1).scale == 4.0
-    zero = [HeadLabel(np.array([0]), np.zeros(3), 0)]
-    assert head_statistics(HeadConfig("t", symmetry="i"), zero, n_elements=1, n_fidelities=1).scale == 1.0
-
-
-@pytest.mark.parametrize(
-    ("settings", "value", "why"),
-    [
-        ({"symmetry": "i"}, np.zeros((3, 3)), r"label 0 has shape \(3, 3\), expected \(3,\)"),
-        ({"symmetry": "i", "scope": "atom"}, np.zeros(3), r"expected \(2, 3\)"),
-        ({"symmetry": "ij=ji"}, np.arange(9.0).reshape(3, 3), "do not obey the index symmetry 'ij=ji'"),
-        ({"symmetry": "i"}, np.full(3, np.nan), "no structure has a label"),
-    ],
-)
-def test_labels_that_do_not_fit_the_head_are_refused(settings, value, why):
-    with pytest.raises(DataError, match=f"head t: .*{why}"):
-        head_statistics(
-            HeadConfig("t", **settings),
-            [HeadLabel(np.array([0, 1]), value, 0)],
-            n_elements=2,
-            n_fidelities=1,
-        )
-
-
-def test_statistics_of_no_labels_are_refused():
-    with pytest.raises(DataError, match="no structure has a label"):
-        head_statistics(HeadConfig("t"), [], n_elements=2, n_fidelities=1)
-
-
-# ------------------------------------------------------------------ charges
-def sums(q: Tensor, batch: Batch) -> np.ndarray:
-    return np.bincount(batch.structure.numpy(), values(q), batch.n_structures)
-
-
-def test_equilibrated_charges_are_the_golden_ones():
-    chi = torch.tensor([0.3, -0.2, 0.1], dtype=torch.float64)
-    eta = torch.tensor([2.0, -4.0, 1.0], dtype=torch.float64)
-    one = torch.ones(1, dtype=torch.float64)
-    q = equilibrate(chi, eta, one, torch.zeros(3, dtype=torch.int64))
-    assert_allclose(values(q), [0.19285714, 0.22142857, 0.58571429], atol=5e-9)  # printed to eight decimals
-    assert_allclose(values(chi + eta.abs() * q), 0.68571429, atol=5e-9)
-
-
-def test_evenly_spread_charges_lose_their_excess():
-    raw = torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64)
-    structure = torch.tensor([0, 0, 1])
-    total = torch.tensor([1.0, 0.0], dtype=torch.float64)
-    assert_allclose(values(spread_evenly(raw, total, structure)), [0.0, 1.0, 0.0], atol=EXACT)
-
-
-def test_equilibrated_charges_minimise_the_energy_at_their_sum(rng):
-    chi, eta = (torch.from_numpy(x) for x in rng.uniform(0.2, 2.0, (2, 6)))
-    zero = torch.zeros(6, dtype=torch.int64)
-    q = equilibrate(chi, eta, torch.ones(1, dtype=torch.float64), zero)
-
-    def energy(q: np.ndarray) -> float:
-        return float((values(chi) * q + 0.5 * values(eta) * q**2).sum())
-
-    for _ in range(20):
-        other = rng.standard_normal(6)
-        assert energy(values(q) + 0.1 * (other - other.mean())) > energy(values(q))
-
-
-@pytest.mark.parametrize("hidden", [0, 4])
-@pytest.mark.parametrize("kind", ["qeq", "uniform"])
-def test_charges_sum_to_the_total_charge(kind, hidden, structure, rng):
-    structures = [structure("ethanol"), structure("crystal"), structure("atom"), structure("water")]
-    total = [1.0, -2.0, 3.0, 0.0]
-    head = charge_head(kind, hidden=hidden)
-    batch = batch_of(structures, charges=total)
-    q = head(input_features(rng, 17), batch)
-    assert q.shape == (17,)
-    assert q.dtype == torch.float64
-    assert_allclose(sums(q, batch), total, atol=EXACT)
-    assert np.std(values(q)[values(batch.structure) == 0]) > 1e-2
-    neutral = batch_of(structures)
-    assert_allclose(sums(head(input_features(rng, 17), neutral), neutral), 0.0, atol=EXACT)
-
-
-def test_single_precision_charges_sum_as_exactly(structure, rng):
-    head = charge_head("qeq").float()
-    batch = batch_of([structure("ethanol")], charges=[1.0])
-    single = map_features(input_features(rng, 9), lambda _, x: x.float())
-    assert_allclose(sums(head(single, batch), batch), 1.0, atol=EXACT)
-
-
-def test_free_charges_sum_to_anything(structure, rng):
-    batch = batch_of([structure("ethanol")], charges=[1.0])
-    q = charge_head("free")(input_features(rng, 9), batch)
-    assert abs(sums(q, batch)[0] - 1.0) > 1e-2
-
-
-@pytest.mark.parametrize("improper", [False, True])
-def test_charges_do_not_turn(improper, structure, rotation, rng):
-    batch = batch_of([structure("water")])
-    head, features = charge_head("qeq", hidden=3), input_features(rng, 3)
-    turned = head(turned_features(features, rotation(improper)), batch)
-    assert_allclose(values(turned), values(head(features, batch)), atol=EXACT)
-
-
-@pytest.mark.parametrize("kind", ["qeq", "uniform", "free"])
-def test_charges_do_not_depend_on_batch_mates_or_the_order_of_atoms(kind, structure, rng):
-    structures, total = [structure("ethanol"), structure("water")], [1.0, -1.0]
-    head, features = charge_head(kind), input_features(rng, 12)
-    together = batch_of(structures, charges=total)
-    answer = values(head(arrange(features, together), together))[together.original]
-    order = rng.permutation(3)
-    alone = batch_of([structures[1][order]], charges=total[1:])
-    own = map_features(features, lambda _, x: x[9 + torch.from_numpy(order)])
-    found = values(head(arrange(own, alone), alone))[alone.original]
-    assert_allclose(found, answer[9 + order], atol=EXACT)
-
-
-@pytest.mark.parametrize("kind", ["qeq", "uniform", "free"])
-def test_charge_heads_start_from_the_mean_charges_of_elements(kind, structure, rng):
-    head = charge_head(kind)
-    label = HeadLabel(np.array([2, 0, 0]), np.array([-0.8, 0.35, 0.45]), 0)
-    head.set_statistics(head_statistics(head.head, [label], n_elements=3, n_fidelities=1))
-    batch = batch_of([structure("water")])
-    q = head(map_features(input_features(rng, 3), lambda _, x: 0 * x), batch)
-    assert_allclose(values(q)[batch.original], [-0.8, 0.4, 0.4], atol=EXACT)
-
-
-@pytest.mark.parametrize("kind", ["qeq", "uniform", "free"])
-def test_charges_can_be_differentiated_twice_and_train_every_parameter(kind, structure, rng):
-    head = charge_head(kind, hidden=2)
-    batch = batch_of([structure("water"), structure("atom")], charges=[1.0, 0.0])
-    leaves = [layer[0].requires_grad_() for layer in input_features(rng, 4)]
-
-    def evaluate(x: Tensor, y: Tensor) -> Tensor:
-        return head([{0: x}, {0: y}], batch)
-
-    assert torch.autograd.gradcheck(evaluate, leaves)
-    assert torch.autograd.gradgradcheck(evaluate, leaves)
-    (evaluate(*leaves)[0] ** 3).backward()
-    for name, parameter in head.named_parameters():
-        assert parameter.grad is not None and parameter.grad.abs().max() > 0.0, name
-    assert set(gains(head)) == dict(head.named_parameters()).keys()
-
-
-@pytest.mark.parametrize("level", [0, 1])
-def test_charges_per_fidelity_learn_nothing_from_other_levels(level, structure, rng):
-    head = charge_head("qeq", fidelities=("low", "high"), readout="per_fidelity")
-    batch = batch_of([structure("water"), structure("water")], levels=[0, 1])
-    q = head(input_features(rng, 6), batch)
-    q[batch.structure == level].pow(2).sum().backward()
-    for table in (head.offset, head.hardness_offset):
-        assert table.grad[1 - level].abs().max() == 0.0
-        assert table.grad[level].abs().max() > 0.0
-    for readout in (head.readout, head.hardness):
-        weight = readout.linear[0].weight
-        assert weight.grad[:, 1 - level].abs().max() == 0.0
-        assert weight.grad[:, level].abs().min() > 0.0
-
-
-def test_dipoles_of_charges_are_sums_about_the_origin(structure, rng):
-    structures = [structure("water"), structure("ethanol")]
-    batch = batch_of(structures)
-    q = rng.standard_normal(12)
-    found = charge_dipole(torch.from_numpy(q)[torch.argsort(batch.original)], batch.positions, batch)
-    expected = [q[:3] @ structures[0].positions, q[3:] @ structures[1].positions]
-    assert_allclose(values(found), expected, atol=EXACT)
-
-
-@pytest.mark.parametrize("name", ["crystal", "slab", "wire"])
-def test_dipoles_of_charges_in_periodic_structures_are_refused(name, structure):
-    batch = batch_of([structure("water"), structure(name)])
-    with pytest.raises(DataError, match="structure 1 of the batch is periodic"):
-        charge_dipole(torch.zeros(len(batch.species), dtype=torch.float64), batch.positions, batch)
-
-
-# ---- offsets of elements ----
-
-
-def test_offsets_that_the_data_determine_are_least_squares(rng):
-    counts = rng.integers(0, 5, (40, 3)).astype(float)
-    planted = np.array([[1.0], [-2.0], [0.5]])
-    assert_allclose(fit_offsets(counts, counts @ planted), planted, atol=1e-10)
-    noisy = counts @ planted + 0.01 * rng.normal(size=(40, 1))
-    assert_allclose(fit_offsets(counts, noisy), planted, atol=0.02)  # some 0.01/√40 of noise, times three
-
-
-def test_offsets_of_more_elements_than_rows_do_not_explain_the_noise(rng):
-    """Rows that no offset explains: the prediction for other rows is hardly worse than a constant."""
-    counts = np.zeros((60, 69))
-    for row in counts:
-        row[rng.choice(69, 2, replace=False)] = 0.5
-    values = 10.0 + rng.normal(size=(60, 1))
-    found = fit_offsets(counts[:45], values[:45])
-    wrong = np.sqrt(np.mean((counts[45:] @ found - values[45:]) ** 2))
-    assert wrong < 1.4  # the noise is 1; least squares of minimum norm is at some 5
-    smallest = np.linalg.lstsq(counts[:45], values[:45], rcond=None)[0]
-    assert np.sqrt(np.mean((counts[45:] @ smallest - values[45:]) ** 2)) > 2.0

@@ -1,22 +1,18 @@
-"""Labels: forces are slopes of energies, work is done once, every failure has a recorded reason.
+"""Labelers: forces are slopes of energies, records read back, mistakes in options and templates are told.
 
 Structures are tiny; one PySCF label here takes some tenths of a second.
 """
 
-import importlib.util
 import json
-import os
-import pickle
 from importlib.resources import files
-from pathlib import Path
 
 import numpy as np
 import pytest
 from ase import Atoms
-from ase.build import bulk, molecule
-from ase.calculators.calculator import Calculator, SCFError
+from ase.build import bulk
 from ase.calculators.emt import EMT
 from ase.constraints import FixAtoms
+from label_helpers import SMALL, label, make, needs, water
 
 from alchemy.errors import (
     EnvironmentProblemError,
@@ -25,64 +21,9 @@ from alchemy.errors import (
     StoreDamagedError,
     StructureError,
 )
-from alchemy.gate import Gate
-from alchemy.labelers.base import LabelFailureError, fingerprint, make_labeler, render
+from alchemy.labelers.base import fingerprint, make_labeler, render
 from alchemy.labelers.isolated import isolated_atom
-from alchemy.labelers.label import label_structure
-from alchemy.records import LabelRecord, write_json_atomic
-
-
-def needs(package):
-    missing = importlib.util.find_spec(package) is None
-    return pytest.mark.skipif(missing, reason=f"the Python package {package} is not installed")
-
-
-HERE = Path(__file__).parent
-SMALL = {"basis": "STO-3G", "grid_level": 1}
-
-
-class Spring(Calculator):
-    """A harmonic chain that leaves a line in a file for every calculation, or fails as told."""
-
-    implemented_properties = ["energy", "forces"]  # noqa: RUF012  (as ASE declares it)
-
-    def __init__(self, log=os.devnull, fail="", k_eV_per_A2=1.0):
-        super().__init__()
-        self.log, self.fail, self.k = Path(log), fail, k_eV_per_A2
-
-    def calculate(self, atoms=None, properties=None, system_changes=None):
-        super().calculate(atoms, properties, system_changes)
-        with self.log.open("a") as file:
-            file.write("calculated\n")
-        if self.fail == "scf":
-            raise SCFError("after 60 cycles")
-        if self.fail == "bug":
-            raise ZeroDivisionError("deep inside")
-        if self.fail == "package":
-            raise ModuleNotFoundError("No module named 'quantum'")
-        if self.fail == "disk":
-            raise OSError(28, "No space left on device")
-        step = np.diff(atoms.positions, axis=0)
-        forces = np.zeros_like(atoms.positions)
-        forces[:-1] += self.k * step
-        forces[1:] -= self.k * step
-        if self.fail == "nan":
-            forces[0, 0] = np.nan
-        self.results = {"energy": 0.5 * self.k * float((step**2).sum()), "forces": forces}
-
-
-def spring(**arguments):
-    options = {"calculator": f"{__name__}.Spring", "arguments": arguments}
-    return make_labeler("ase", options, base_dir=HERE)
-
-
-def make(name, **options):
-    return make_labeler(name, options, base_dir=HERE)
-
-
-def label(atoms, labeler, root, **more):
-    values = {"fidelity": "test", "gate": Gate(), **more}
-    return label_structure(atoms, labeler=labeler, root=root, **values)
+from alchemy.records import LabelRecord
 
 
 def slope_error(atoms, labeler, root, *, step_A):
@@ -98,12 +39,6 @@ def slope_error(atoms, labeler, root, *, step_A):
     here, up, down = records
     slope = (down.energy_eV - up.energy_eV) / (2 * step_A)
     return abs(slope - float((here.forces_eV_per_A * direction).sum()))
-
-
-def water(seed=1):
-    atoms = molecule("H2O")
-    atoms.rattle(0.05, seed=seed)
-    return atoms
 
 
 # --- laws of nature -------------------------------------------------------------------------------
@@ -197,163 +132,6 @@ def test_isolated_atoms_follow_hund():
     assert spins == {"H": 2, "C": 3, "N": 4, "Pd": 1}
     with pytest.raises(StructureError, match="Qq"):
         isolated_atom("Qq")
-
-
-# --- done once, all or nothing --------------------------------------------------------------------
-
-
-def test_a_second_call_computes_nothing(tmp_path):
-    log, atoms = tmp_path / "log", water()
-    labeler = spring(log=str(log))
-    first, second = (label(atoms, labeler, tmp_path) for _ in range(2))
-    assert log.read_text() == "calculated\n"
-    assert first.to_document() == second.to_document()
-    label(atoms, labeler, tmp_path, replica=1)
-    label(atoms, labeler, tmp_path, fidelity="other")
-    assert log.read_text() == "calculated\n" * 3
-
-
-def test_a_kill_before_the_record_loses_nothing_and_repeats_nothing(tmp_path):
-    log, atoms = tmp_path / "log", water()
-    labeler = spring(log=str(log))
-    record = label(atoms, labeler, tmp_path)
-    path = tmp_path / record.key / "record.json"
-    path.unlink()  # killed between output.json and record.json
-    again = label(atoms, labeler, tmp_path)
-    assert log.read_text() == "calculated\n"
-    assert np.array_equal(again.forces_eV_per_A, record.forces_eV_per_A)
-    assert again.cpu_s >= 0.0
-    path.unlink()
-    (tmp_path / record.key / "output.json").unlink()  # killed earlier
-    assert label(atoms, labeler, tmp_path).energy_eV == record.energy_eV
-    assert log.read_text() == "calculated\n" * 2
-
-
-def test_an_output_of_another_input_is_not_taken_for_this_one(tmp_path):
-    log, atoms = tmp_path / "log", water()
-    labeler = spring(log=str(log))
-    record = label(atoms, labeler, tmp_path)
-    home = tmp_path / record.key
-    (home / "record.json").unlink()
-    output = json.loads((home / "output.json").read_text())
-    write_json_atomic(home / "output.json", {**output, "energy_eV": -99.0, "input_hash": "0" * 32})
-    assert label(atoms, labeler, tmp_path).energy_eV == record.energy_eV
-
-
-def test_a_failure_is_final_for_its_attempt_and_kept_beside_the_next(tmp_path):
-    log, atoms = tmp_path / "log", water()
-    labeler = spring(log=str(log), fail="scf")
-    for _ in range(2):
-        record = label(atoms, labeler, tmp_path)
-        assert (record.status, record.reason, record.attempt) == ("failed", "scf-not-converged", 1)
-    assert log.read_text() == "calculated\n"
-    second = label(atoms, labeler, tmp_path, attempt=2)
-    assert (second.attempt, log.read_text()) == (2, "calculated\n" * 2)
-    assert (
-        LabelRecord.read(tmp_path / record.key / "failed-1").to_document() == record.to_document()
-    )
-    assert label(atoms, labeler, tmp_path, attempt=1).attempt == 2
-
-
-# --- failures -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("fail", "reason", "piece"),
-    [
-        ("scf", "scf-not-converged", "60 cycles"),
-        ("nan", "not-finite", "forces"),
-        ("bug", "engine-error", "ZeroDivisionError: deep inside"),
-    ],
-)
-def test_a_failed_calculation_is_a_record(fail, reason, piece, tmp_path):
-    record = label(water(), spring(fail=fail), tmp_path)
-    assert (record.status, record.reason) == ("failed", reason)
-    assert piece in record.message
-    assert record.energy_eV is None and record.forces_eV_per_A is None
-
-
-def test_rejected_numbers_stay_in_the_output_file(tmp_path):
-    record = label(water(), spring(fail="nan"), tmp_path)
-    output = json.loads((tmp_path / record.key / "output.json").read_text())
-    assert output["forces_eV_per_A"][0][0] == "nan"
-
-
-@pytest.mark.parametrize(
-    ("fail", "error"), [("package", EnvironmentProblemError), ("disk", OSError)]
-)
-def test_broken_machinery_raises_and_records_nothing(fail, error, tmp_path):
-    with pytest.raises(error):
-        label(water(), spring(fail=fail), tmp_path)
-    assert not list(tmp_path.rglob("record.json"))
-
-
-def test_overlapping_atoms_are_never_computed(tmp_path):
-    log = tmp_path / "log"
-    close = Atoms("OH", [[0, 0, 0], [0, 0, 0.3]])
-    record = label(close, spring(log=str(log)), tmp_path)
-    assert (record.status, record.reason) == ("failed", "overlapping-atoms")
-    assert not log.exists()
-
-
-def test_a_wrong_reference_energy_is_noticed(tmp_path):
-    record = label(water(), make("emt"), tmp_path, e0_eV={"H": -13.6, "O": -2040.0})
-    assert record.reason == "energy-implausible"
-
-
-@needs("pyscf")
-def test_an_scf_that_does_not_converge_is_a_record_and_the_ladder_saves_what_it_can(tmp_path):
-    options = {**SMALL, "max_cycle": 1, "coarse_grid_level": None}
-    record = label(water(), make("pyscf", retries=0, **options), tmp_path)
-    assert (record.status, record.reason) == ("failed", "scf-not-converged")
-    assert "1 cycles of DIIS" in record.message
-    rescued = label(water(), make("pyscf", retries=2, **options), tmp_path / "ladder")
-    plain = label(water(), make("pyscf", **SMALL), tmp_path / "plain")
-    # the ladder changes the way, not the answer (10 × the energy tolerance, in eV) nor the identity
-    assert rescued.energy_eV == pytest.approx(plain.energy_eV, abs=3e-5)
-    assert rescued.fingerprint == plain.fingerprint == record.fingerprint
-
-
-@needs("pyscf")
-@pytest.mark.parametrize(
-    ("change", "options", "reason"),
-    [
-        ({"pbc": True, "cell": [9, 9, 9]}, {}, "periodic-not-supported"),
-        ({"numbers": [94, 1, 1], "scale": 3}, {"basis": "def2-SVP"}, "no-basis"),
-        ({"multiplicity": 2}, {}, "bad-multiplicity"),
-        ({"charge": 11}, {}, "bad-charge"),
-    ],
-)
-def test_what_pyscf_cannot_treat_has_a_reason(change, options, reason, tmp_path):
-    atoms = water()
-    atoms.positions *= change.get("scale", 1)
-    atoms.set_cell(change.get("cell"))
-    atoms.pbc = change.get("pbc", False)
-    atoms.numbers = change.get("numbers", atoms.numbers)
-    atoms.info.update({k: v for k, v in change.items() if k in ("charge", "multiplicity")})
-    assert label(atoms, make("pyscf", **{**SMALL, **options}), tmp_path).reason == reason
-
-
-@needs("tblite")
-def test_what_tblite_cannot_treat_has_a_reason(tmp_path):
-    slab = water()
-    slab.set_cell([8, 8, 8])
-    slab.pbc = (True, True, False)  # tblite would treat it as periodic in z, silently
-    assert label(slab, make("tblite"), tmp_path).reason == "periodic-not-supported"
-    assert label(Atoms("U"), make("tblite"), tmp_path).reason == "element-not-supported"
-    short = make("tblite", max_iterations=2)
-    assert label(water(), short, tmp_path).reason == "scf-not-converged"
-
-
-def test_a_charge_that_nobody_would_tell_the_calculator_is_refused(tmp_path):
-    atoms = water()
-    atoms.info["charge"] = 1
-    assert label(atoms, spring(), tmp_path).reason == "charge-not-supported"
-
-
-def test_a_failure_survives_pickling():
-    failure = pickle.loads(pickle.dumps(LabelFailureError("why", "how")))
-    assert (failure.reason, failure.message) == ("why", "how")
 
 
 # --- raw, quiet, recorded -------------------------------------------------------------------------

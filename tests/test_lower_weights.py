@@ -10,6 +10,7 @@ import pytest
 import torch
 from layer_variants import batch_of, features, geometry_of, model_of, rms, rotations, turned
 from numpy.testing import assert_allclose
+from path_helpers import columns, misfit
 
 from tace.derivatives import evaluate
 from tace.ict import allowed, coupling, stf_basis
@@ -109,13 +110,8 @@ def test_minimal_products_of_whole_tensors_span_the_official_ones_and_no_less(l_
     )
     of, mi = values(official, a, 1)[-1], values(minimal, a, 1)[-1]
     for l in outputs:
-        want, have = (
-            np.stack([v.reshape(-1) for v, p in zip(f, levels[-1], strict=True) if p.l3 == l], 1)
-            for f, levels in ((of, official), (mi, minimal))
-        )
-        solution = np.linalg.lstsq(have, want, rcond=None)[0]
-        residual = np.linalg.norm(have @ solution - want) / np.linalg.norm(want)
-        assert residual < 1e-12  # round-off of a least-squares fit of well-conditioned columns
+        want, have = columns(of, official[-1], l), columns(mi, minimal[-1], l)
+        assert misfit(want, have) < 1e-12  # round-off of a least-squares fit of well-conditioned columns
         scaled = have / np.linalg.norm(have, axis=0)
         assert np.linalg.matrix_rank(scaled, tol=1e-8) == have.shape[1]
 

@@ -1,4 +1,4 @@
-"""Molecular dynamics: the ensembles it samples, when a walker stops and what it offers then."""
+"""Molecular dynamics: when a walker stops and what it offers then."""
 
 import math
 
@@ -6,28 +6,12 @@ import numpy as np
 import pytest
 from alchemy_policies.base import PolicyError
 from alchemy_policies.calibration import Calibration
-from alchemy_policies.guards import (
-    Guards,
-    Reference,
-    close_pairs,
-    count_fragments,
-    guard_frame,
-    hot_limit,
-)
-from alchemy_policies.integrators import (
-    ACCELERATION,
-    Motion,
-    kinetic_temperature,
-    last_kick,
-    maxwell_boltzmann,
-    to_new_positions,
-)
+from alchemy_policies.integrators import ACCELERATION
 from alchemy_policies.md import MolecularDynamics
 from alchemy_policies.testing import ToyCommittee, check_explorer
-from ase import Atoms, units
+from ase import Atoms
 from ase.build import bulk, molecule
 from ase.constraints import FixAtoms, FixBondLength
-from ase.neighborlist import neighbor_list
 
 from tace.prediction import CommitteePrediction
 
@@ -97,93 +81,6 @@ def crowd(count):
 
 def explore(explorer, starts, factory, *, seed=0):
     return explorer(starts, factory, PLAIN, np.random.default_rng(seed))
-
-
-# ---- ensembles
-
-
-def harmonic(motion, stiffness, *, steps, temperature_K, rng, burn=0):
-    """Independent oscillators about 0; (sum of v², sum of x²) per step after the burn-in."""
-    inverse_mass = motion.inverse_mass[:, 0]
-    x = np.zeros((len(inverse_mass), 3))
-    v = maxwell_boltzmann(inverse_mass, temperature_K, rng)
-    f = -stiffness * x
-    seen = []
-    for step in range(steps):
-        noise = rng.standard_normal(x.shape) if motion.decay < 1 else None
-        x, v = to_new_positions(motion, (x, v, f), noise)
-        f = -stiffness * x
-        v = last_kick(motion, v, f)
-        if step >= burn:
-            seen.append(((v**2).mean(), (x**2).mean()))
-    return np.array(seen)
-
-
-def test_langevin_oscillators_have_the_temperature_of_the_bath():
-    temperature, stiffness, mass = 500.0, 5.0, 12.0
-    inverse_mass = np.full(2000, 1 / mass)
-    motion = Motion.of(
-        inverse_mass, np.full(2000, temperature), timestep_fs=0.5, friction_per_fs=0.02
-    )
-    rng = np.random.default_rng(0)
-    seen = harmonic(motion, stiffness, steps=1500, temperature_K=temperature, rng=rng, burn=500)
-    kinetic = seen[:, 0].mean() * mass / ACCELERATION / units.kB
-    potential = seen[:, 1].mean() * stiffness / units.kB
-    # 6000 oscillators over ≥ 5 relaxation times (50 fs): √(2/(6000·5)) = 0.8 %; four of these.
-    # The time-step error of BAOAB is 0 for x and (ω dt)²/4 = 0.03 % for v.
-    assert kinetic == pytest.approx(temperature, rel=0.033)
-    assert potential == pytest.approx(temperature, rel=0.033)
-
-
-def test_a_large_time_step_biases_no_position_in_a_harmonic_well():
-    temperature, stiffness = 300.0, 40.0
-    inverse_mass = np.full(3000, 1.0)
-    motion = Motion.of(
-        inverse_mass, np.full(3000, temperature), timestep_fs=1.6, friction_per_fs=0.05
-    )
-    omega_dt = math.sqrt(stiffness * ACCELERATION) * 1.6
-    assert omega_dt > 0.9  # a third of the way to instability
-    rng = np.random.default_rng(1)
-    seen = harmonic(motion, stiffness, steps=400, temperature_K=temperature, rng=rng, burn=100)
-    # 9000 oscillators × ≥ 10 relaxation times: 0.5 %; velocity Verlet is off by (ωdt)²/4 = 20 %
-    assert seen[:, 1].mean() * stiffness / units.kB == pytest.approx(temperature, rel=0.02)
-
-
-def test_velocity_verlet_keeps_the_energy_and_its_error_falls_with_the_square_of_the_step():
-    from ase.calculators.lj import LennardJones
-
-    atoms = bulk("Ar", "fcc", 5.3, cubic=True)
-    atoms.calc = LennardJones(sigma=3.4, epsilon=0.0104, rc=8.0, smooth=True, ro=6.0)
-    inverse_mass = 1 / atoms.get_masses()
-    start = atoms.positions.copy()
-
-    def drift(timestep, steps):
-        rng = np.random.default_rng(2)
-        v = maxwell_boltzmann(inverse_mass, 60.0, rng)
-        motion = Motion.of(inverse_mass, np.full(4, 60.0), timestep_fs=timestep, friction_per_fs=0)
-        atoms.positions = x = start.copy()
-        f = atoms.get_forces()
-        total = []
-        for _ in range(steps):
-            x, v = to_new_positions(motion, (x, v, f), None)
-            atoms.positions = x
-            f = atoms.get_forces()
-            v = last_kick(motion, v, f)
-            kinetic = 0.5 * ((v**2).sum(1) / inverse_mass).sum() / ACCELERATION
-            total.append(atoms.get_potential_energy() + kinetic)
-        return np.ptp(total)
-
-    coarse, fine = drift(10.0, 80), drift(5.0, 160)
-    assert coarse < 0.01 * 1.5 * 4 * units.kB * 60  # 1 % of the kinetic energy
-    assert coarse / fine == pytest.approx(4.0, rel=0.25)  # second order; next order at these steps
-
-
-def test_a_start_is_thermal_and_stands_still_as_a_whole():
-    inverse_mass = 1 / np.tile([1.0, 16.0, 64.0], 2000)
-    v = maxwell_boltzmann(inverse_mass, 400.0, np.random.default_rng(3))
-    np.testing.assert_allclose((v / inverse_mass[:, None]).sum(0), 0, atol=1e-9)  # round-off
-    # √(2/18000) = 1.05 %; four of these
-    assert kinetic_temperature(v, inverse_mass, 3 * 6000 - 3) == pytest.approx(400, rel=0.042)
 
 
 def test_an_nve_exploration_keeps_the_total_energy_of_its_walker():
@@ -446,112 +343,3 @@ def test_impossible_options_are_refused_with_their_name(wrong):
 def test_it_keeps_the_laws_of_explorers():
     check_explorer(lambda: options(temperatures_K=[200, 500], walkers=2, samples=3))
     check_explorer(lambda: options(label_above_eV_per_A=0.03, ensemble="nve"))
-
-
-# ---- guards
-
-
-def reference(atoms, **limits):
-    guards = Guards(**limits)
-    return guards, Reference.of(atoms, guards)
-
-
-def fires(atoms, positions=None, *, forces=None, hot=0, **limits):
-    guards, fixed = reference(atoms, **limits)
-    forces = np.zeros((len(atoms), 3)) if forces is None else forces
-    where = atoms.positions if positions is None else positions
-    return guard_frame(guards, fixed, where, forces_eV_per_A=forces, hot_checks=hot)
-
-
-def test_each_guard_fires_with_its_code_and_a_sound_frame_passes():
-    pair = Atoms("N2", [[0, 0, 0], [0, 0, 1.1]])
-    assert fires(pair) is None
-    assert fires(pair, np.full((2, 3), np.nan)) == "not-finite"
-    assert fires(pair, forces=np.array([[0, 0, np.inf], [0, 0, 0]])) == "not-finite"
-    assert fires(pair, forces=np.array([[0, 40.0, 40.0], [0, 0, 0]])) == "force"  # the norm counts
-    assert fires(pair, forces=np.array([[0, 30.0, 30.0], [0, 0, 0]])) is None
-    assert fires(pair, np.array([[0, 0, 0], [0, 0, 0.8]])) == "pair-distance"
-    assert fires(pair, np.zeros((2, 3))) == "pair-distance"  # on top of each other
-    assert fires(pair, hot=20) == "temperature" and fires(pair, hot=19) is None
-    apart = np.array([[0, 0, 0], [0, 0, 6.0]])
-    assert fires(pair, apart) is None
-    assert fires(pair, apart, fragment_gap_A=5.0) == "dissociated"
-    gas = Atoms("N2", apart)
-    assert fires(gas, fragment_gap_A=5.0) is None  # apart from the start
-
-
-def test_atoms_that_meet_through_a_periodic_face_are_too_close():
-    cell = [[4.0, 0, 0], [2.0, 3.5, 0], [0.3, 0.4, 6.0]]
-    atoms = Atoms("C2", [[0.1, 0.1, 0.1], [0, 0, 3.0]], cell=cell, pbc=True)
-    beyond = atoms.positions.copy()
-    beyond[1] = beyond[0] + np.array(cell).sum(0) * 3 + [0.3, 0, -0.2]
-    assert fires(atoms) is None and fires(atoms, beyond) == "pair-distance"
-    atoms.pbc = [True, True, False]
-    assert fires(atoms, beyond) is None  # no image along the third axis
-
-
-@pytest.mark.parametrize("pbc", [(0, 0, 0), (1, 1, 0), (1, 1, 1)])
-@pytest.mark.parametrize("cutoff", [1.5, 4.0])
-def test_close_pairs_agree_with_ases_neighbour_list(pbc, cutoff):
-    rng = np.random.default_rng(sum(pbc))
-    cell = np.diag([2.0, 3.0, 7.0]) + rng.uniform(-0.8, 0.8, (3, 3))  # smaller than the cutoff
-    atoms = Atoms("C8", rng.uniform(-5, 9, (8, 3)), cell=cell, pbc=pbc)
-    theirs = neighbor_list("ijd", atoms, cutoff)
-    i, j, d = close_pairs(reference(atoms)[1], atoms.positions, cutoff)
-    other = i != j  # an atom's own images never move relative to it
-    mine = sorted(zip(i[other], j[other], d[other].round(9), strict=True))
-    keep = theirs[0] != theirs[1]
-    assert mine == sorted(
-        zip(theirs[0][keep], theirs[1][keep], theirs[2][keep].round(9), strict=True)
-    )
-
-
-def test_fragments_are_counted_through_the_periodic_faces():
-    atoms = Atoms("Cu2", [[0, 0, 0.2], [0, 0, 9.8]], cell=[3, 3, 10], pbc=True)
-    _, fixed = reference(atoms)
-    assert count_fragments(fixed, atoms.positions, 2.0) == 1
-    _, open_face = reference(Atoms("Cu2", atoms.positions, cell=atoms.cell, pbc=[1, 1, 0]))
-    assert count_fragments(open_face, atoms.positions, 2.0) == 2
-
-
-STIFF = {  # Morse: equilibrium distance Å, depth eV, range 1/Å (Huber & Herzberg's D_e, r_e, ω_e)
-    "N2": (1.098, 9.91, 2.70),
-    "CO": (1.128, 11.2, 2.30),
-    "H2": (0.741, 4.75, 1.94),
-    "OH": (0.970, 4.62, 2.29),
-}
-
-
-@pytest.mark.parametrize("formula", STIFF)
-@pytest.mark.parametrize("temperature", [600.0, 2000.0])
-def test_a_hot_vibration_does_not_trip_the_pair_distance(formula, temperature):
-    r0, depth, width = STIFF[formula]
-    atoms = Atoms(formula)
-    grid = np.linspace(0.5 * r0, 1.5 * r0, 401)
-    energy = depth * (1 - np.exp(-width * (grid - r0))) ** 2
-    tripped = [
-        fires(atoms, np.array([[0, 0, 0], [0, 0, r]]), forces=None) is not None for r in grid
-    ]
-    barrier = energy[np.array(tripped) & (grid < r0)].min()
-    # e^-25 = 1e-11 per look: never in a campaign; 0.7 would let N2 pass at 6 kT
-    assert barrier > 25 * units.kB * temperature
-
-
-@pytest.mark.parametrize("name", ["H2O", "CH4", "C2H2", "CO2", "SO2", "LiF", "SiH4", "C6H6"])
-def test_molecules_at_rest_trip_nothing(name):
-    assert fires(molecule(name), fragment_gap_A=4.0) is None
-
-
-def test_a_metal_oxo_bond_is_no_collision():
-    uranyl = Atoms("OUO", [[0, 0, -1.77], [0, 0, 0], [0, 0, 1.77]])
-    assert fires(uranyl) is None and fires(uranyl, pair_factor=0.7) == "pair-distance"
-
-
-def test_few_atoms_may_fluctuate_further_before_they_count_as_hot():
-    assert hot_limit(300, 3000, ratio=3) == 900
-    for freedom in (3, 6, 9):
-        draws = np.random.default_rng(freedom).chisquare(freedom, 200_000) / freedom * 300
-        limit = hot_limit(300, freedom, ratio=3)
-        assert limit > 900 and (draws > limit).sum() <= 4  # one in a million: 0.2 expected
-        assert (draws > 900).sum() > 20  # the plain rule would fire
-    assert hot_limit(300, 0, ratio=3) == math.inf

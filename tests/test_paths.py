@@ -8,6 +8,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from path_helpers import columns, misfit
 
 from tace.ict import allowed, coupling
 from tace.paths import Levels, count_by_rank, interaction_paths, product_paths
@@ -92,13 +93,8 @@ def test_every_official_feature_is_a_linear_combination_of_minimal_ones(l_max, o
     )
     of, mi = values(official, a)[-1], values(minimal, a)[-1]
     for l in outputs:
-        want, have = (
-            np.stack([v.reshape(-1) for v, p in zip(f, levels[-1], strict=True) if p.l3 == l], 1)
-            for f, levels in ((of, official), (mi, minimal))
-        )
-        solution = np.linalg.lstsq(have, want, rcond=None)[0]
-        residual = np.linalg.norm(have @ solution - want) / np.linalg.norm(want)
-        assert residual < 1e-12  # round-off of a least-squares fit of well-conditioned columns
+        want, have = columns(of, official[-1], l), columns(mi, minimal[-1], l)
+        assert misfit(want, have) < 1e-12  # round-off of a least-squares fit of well-conditioned columns
 
 
 @pytest.mark.parametrize("kind", ["minimal", "official"])

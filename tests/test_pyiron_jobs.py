@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from ase.build import bulk
-from ase.io import write
+from user_campaign import campaign_folder
 
 from alchemy import tasks
 from alchemy.errors import (
@@ -201,26 +201,6 @@ def test_settings_of_a_pyiron_in_use_come_back_and_a_project_has_one_worker(plac
         label_as_jobs([], tmp_path / "mood")
 
 
-CAMPAIGN = """\
-alchemy: 1
-name: copper
-elements: [Cu]
-seed: 3
-fidelities:
-  emt: {labeler: emt}
-model: {preset: nano, committee: 2, cutoff: 4 A, train: {steps: 5, batch: 4}}
-start:
-  - rattle: {structures: cu.xyz, count: 4, stdev: 0.05 A}
-    label: {emt: all}
-test:
-  - rattle: {structures: cu.xyz, count: 2, stdev: 0.08 A}
-    label: [emt]
-explore:
-  - md: {T: [300 K], time: 40 fs, timestep: 2 fs, walkers: 1}
-select: {per_round: 2, random: 0.5, threshold: 1 meV/A}
-stop: {rounds: 1}
-run: {where: inline, gpus: 0}
-"""
 LOOK = "import pyiron_base as p, sys; print(list(p.Project(sys.argv[1]).job_table()['status']))"
 
 
@@ -228,8 +208,7 @@ def test_the_command_writes_to_its_project_only_and_a_pyiron_session_sees_it(tmp
     given, project = tmp_path / "given", tmp_path / "my project"
     for name in ("home", "cwd", "given"):
         (tmp_path / name).mkdir()
-    (given / "campaign.yaml").write_text(CAMPAIGN, encoding="utf-8")
-    write(given / "cu.xyz", bulk("Cu", cubic=True), format="extxyz")
+    campaign_folder(given)
     clean = {k: v for k, v in os.environ.items() if not k.startswith("PYIRON")}
     environment = {**clean, "HOME": str(tmp_path / "home")}
     command = [sys.executable, "-P", "-m", "alchemy", "label", str(given / "cu.xyz"), "--json"]
@@ -265,8 +244,7 @@ def test_store_and_pyiron_exclude_each_other(tmp_path, monkeypatch, capsys):
     from alchemy.cli import main
 
     monkeypatch.chdir(tmp_path)
-    Path("campaign.yaml").write_text(CAMPAIGN, encoding="utf-8")
-    write("cu.xyz", bulk("Cu", cubic=True), format="extxyz")
+    campaign_folder(Path())
     words = ["label", "cu.xyz", "--campaign", ".", "--with", "emt", "--store", "s", "--pyiron", "p"]
     assert main(words) == 2
     assert "leave --store out" in capsys.readouterr().err

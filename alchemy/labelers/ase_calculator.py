@@ -25,7 +25,6 @@ from alchemy.errors import EnvironmentProblemError, InputError
 from alchemy.labelers import staging
 from alchemy.labelers.base import LabelFailureError, LabelResult, installed_version, minor_release
 
-TEMPLATE = "labelers/ase.yaml.j2"
 EMT = "ase.calculators.emt.EMT"
 SCHEMA: staging.Schema = {
     "physics": {"calculator": staging.TEXT, "arguments": (dict,)},
@@ -35,41 +34,34 @@ SCHEMA: staging.Schema = {
 
 
 @dataclass(frozen=True)
-class AseLabeler:
+class AseLabeler(staging.StagedLabeler):
     """An ASE calculator by dotted name. Energy and forces belong together (the free energy)."""
 
     calculator: str
     arguments: dict[str, Any] = field(default_factory=dict)
-    template: str | None = None
     # plane-wave codes break momentum conservation by their grid: GPAW H2O 0.06, CP2K 0.01 eV/Å/atom
     net_force_eV_per_A_per_atom: float = 0.02
 
     name: ClassVar[str] = "ase"
+    own_template: ClassVar[str] = "labelers/ase.yaml.j2"
+    schema: ClassVar[staging.Schema] = SCHEMA
     periodic: ClassVar[bool] = True
 
     def physics(self) -> dict[str, Any]:
         """Release of the calculator's package and the physics section of the template."""
-        options = {"calculator": self.calculator, "arguments": self.arguments}
-        section = staging.physics_of(self.template or TEMPLATE, options, SCHEMA)
+        section = self._section()
         return {"code": _release(section["calculator"], minor=True), **section}
 
     def code(self) -> str:
         """The calculator and the version of its package."""
         return f"{self.calculator} ({_release(self.calculator, minor=False)})"
 
-    def write_input(self, atoms: Atoms, directory: Path) -> None:
-        """input.yaml and structure.json."""
-        options = {"calculator": self.calculator, "arguments": self.arguments}
-        template = self.template or TEMPLATE
-        staging.write_stage(atoms, directory, template=template, options=options, schema=SCHEMA)
-
     def run(self, directory: Path) -> None:
         """output.json."""
         staging.run_stage(directory, compute, schema=SCHEMA)
 
-    def read(self, atoms: Atoms, directory: Path) -> LabelResult:
-        """The verdict."""
-        return staging.read_stage(atoms, directory)
+    def _options(self) -> dict[str, Any]:
+        return {"calculator": self.calculator, "arguments": self.arguments}
 
 
 @dataclass(frozen=True)

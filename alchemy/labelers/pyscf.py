@@ -18,7 +18,7 @@ import contextlib
 import io
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,9 +27,8 @@ from ase import Atoms, units
 
 from alchemy.errors import InputError
 from alchemy.labelers import staging
-from alchemy.labelers.base import LabelFailureError, LabelResult, installed_version, minor_release
+from alchemy.labelers.base import LabelFailureError, LabelResult
 
-TEMPLATE = "labelers/pyscf.yaml.j2"
 MACRO_ITERATIONS = 50  # PySCF's own limit for this solver; the last rung, so not the user's cycles
 SCHEMA: staging.Schema = {
     "physics": {
@@ -56,7 +55,7 @@ SCHEMA: staging.Schema = {
 
 
 @dataclass(frozen=True)
-class PyscfLabeler:
+class PyscfLabeler(staging.StagedLabeler):
     """'HF' or a functional; restricted for singlets, unrestricted otherwise."""
 
     method: str = "PBE"
@@ -72,42 +71,17 @@ class PyscfLabeler:
     coarse_grid_level: int | None = 0
     threads: int = 1
     max_memory_MB: int = 4000
-    template: str | None = None
 
     name: ClassVar[str] = "pyscf"
+    own_template: ClassVar[str] = "labelers/pyscf.yaml.j2"
+    schema: ClassVar[staging.Schema] = SCHEMA
     periodic: ClassVar[bool] = False
     # 1e-11 with grid response; an edited template without it can reach 0.005 per atom at level 1
     net_force_eV_per_A_per_atom: ClassVar[float] = 5e-3
 
-    def physics(self) -> dict[str, Any]:
-        """Code release and the physics section of the rendered template."""
-        section = staging.physics_of(self.template or TEMPLATE, self._options(), SCHEMA)
-        return {"code": f"pyscf {minor_release('pyscf')}", **section}
-
-    def code(self) -> str:
-        """Program and version."""
-        return f"pyscf {installed_version('pyscf')}"
-
-    def write_input(self, atoms: Atoms, directory: Path) -> None:
-        """input.yaml and structure.json."""
-        staging.write_stage(
-            atoms,
-            directory,
-            template=self.template or TEMPLATE,
-            options=self._options(),
-            schema=SCHEMA,
-        )
-
     def run(self, directory: Path) -> None:
         """output.json."""
         staging.run_stage(directory, compute, schema=SCHEMA)
-
-    def read(self, atoms: Atoms, directory: Path) -> LabelResult:
-        """The verdict."""
-        return staging.read_stage(atoms, directory)
-
-    def _options(self) -> dict[str, Any]:
-        return {key: value for key, value in asdict(self).items() if key != "template"}
 
 
 def compute(atoms: Atoms, sections: Mapping[str, Any], directory: Path) -> LabelResult:

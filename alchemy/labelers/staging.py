@@ -13,9 +13,10 @@ import importlib
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from ase import Atoms
@@ -23,7 +24,13 @@ from ruamel.yaml import YAML, YAMLError
 
 from alchemy.errors import EnvironmentProblemError, InputError
 from alchemy.identity import charge_and_multiplicity, content_hash
-from alchemy.labelers.base import LabelFailureError, LabelResult, render
+from alchemy.labelers.base import (
+    LabelFailureError,
+    LabelResult,
+    installed_version,
+    minor_release,
+    render,
+)
 from alchemy.records import (
     atoms_from_document,
     atoms_to_document,
@@ -44,6 +51,44 @@ OPTIONAL_INT: Kinds = (int, type(None))
 COUNT: Kinds = (int,)
 TEXT: Kinds = (str,)
 FLAG: Kinds = (bool,)
+
+
+@dataclass(frozen=True)
+class StagedLabeler:
+    """What labelers have in common that are a template, its schema and, in `run`, a function.
+
+    The fields of a subclass are the options that its template reads; the program is the Python package
+    of its name.
+    """
+
+    template: str | None = field(default=None, kw_only=True)
+
+    name: ClassVar[str]
+    own_template: ClassVar[str]
+    schema: ClassVar[Schema]
+
+    def physics(self) -> dict[str, Any]:
+        """Code release and the physics section of the rendered template."""
+        return {"code": f"{self.name} {minor_release(self.name)}", **self._section()}
+
+    def code(self) -> str:
+        """Program and version."""
+        return f"{self.name} {installed_version(self.name)}"
+
+    def write_input(self, atoms: Atoms, directory: Path) -> None:
+        """input.yaml and structure.json."""
+        template, options = self.template or self.own_template, self._options()
+        write_stage(atoms, directory, template=template, options=options, schema=self.schema)
+
+    def read(self, atoms: Atoms, directory: Path) -> LabelResult:
+        """The verdict."""
+        return read_stage(atoms, directory)
+
+    def _section(self) -> dict[str, Any]:
+        return physics_of(self.template or self.own_template, self._options(), self.schema)
+
+    def _options(self) -> dict[str, Any]:
+        return {key: value for key, value in asdict(self).items() if key != "template"}
 
 
 def structure_variables(atoms: Atoms) -> dict[str, int]:

@@ -9,7 +9,7 @@ plain GFN2 puts the triplet O atom 0.05 eV above the singlet.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,11 +19,10 @@ from ase.stress import full_3x3_to_voigt_6_stress
 
 from alchemy.errors import InputError
 from alchemy.labelers import staging
-from alchemy.labelers.base import LabelFailureError, LabelResult, installed_version, minor_release
+from alchemy.labelers.base import LabelFailureError, LabelResult
 from tace.wording import hint
 
 METHODS = ("GFN2-xTB", "GFN1-xTB", "IPEA1-xTB")
-TEMPLATE = "labelers/tblite.yaml.j2"
 SCHEMA: staging.Schema = {
     "physics": {
         "method": staging.TEXT,
@@ -47,7 +46,7 @@ REASONS = {  # piece of tblite's message -> our reason
 
 
 @dataclass(frozen=True)
-class TbliteLabeler:
+class TbliteLabeler(staging.StagedLabeler):
     """GFN2-xTB and relatives, for molecules and for structures periodic in all three directions."""
 
     method: str = "GFN2-xTB"
@@ -56,42 +55,17 @@ class TbliteLabeler:
     max_iterations: int = 250
     mixer_damping: float = 0.4
     threads: int = 1
-    template: str | None = None
 
     name: ClassVar[str] = "tblite"
+    own_template: ClassVar[str] = "labelers/tblite.yaml.j2"
+    schema: ClassVar[staging.Schema] = SCHEMA
     periodic: ClassVar[bool] = True
     # urea and water sum to 1e-7 eV/Å; 1e-4 leaves room for loosely converged large systems
     net_force_eV_per_A_per_atom: ClassVar[float] = 1e-4
 
-    def physics(self) -> dict[str, Any]:
-        """Code release and the physics section of the rendered template."""
-        section = staging.physics_of(self.template or TEMPLATE, self._options(), SCHEMA)
-        return {"code": f"tblite {minor_release('tblite')}", **section}
-
-    def code(self) -> str:
-        """Program and version."""
-        return f"tblite {installed_version('tblite')}"
-
-    def write_input(self, atoms: Atoms, directory: Path) -> None:
-        """input.yaml and structure.json."""
-        staging.write_stage(
-            atoms,
-            directory,
-            template=self.template or TEMPLATE,
-            options=self._options(),
-            schema=SCHEMA,
-        )
-
     def run(self, directory: Path) -> None:
         """output.json."""
         staging.run_stage(directory, compute, schema=SCHEMA)
-
-    def read(self, atoms: Atoms, directory: Path) -> LabelResult:
-        """The verdict."""
-        return staging.read_stage(atoms, directory)
-
-    def _options(self) -> dict[str, Any]:
-        return {key: value for key, value in asdict(self).items() if key != "template"}
 
 
 def compute(atoms: Atoms, sections: Mapping[str, Any], directory: Path) -> LabelResult:
