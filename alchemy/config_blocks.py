@@ -65,7 +65,7 @@ class Train(Block):
 
     steps: Count = Field(default=2000, description="Optimiser steps per member and round")
     batch: Count = Field(default=8, description="Structures per step")
-    learning_rate: Positive = Field(default=0.01, description="Peak step size of the optimiser")
+    learning_rate: Positive = Field(default=0.02, description="Peak step size of the optimiser")
     energy_weight: NotNegative = Field(
         default=10.0, description="Weight of energies in the loss, in the first half of the steps"
     )

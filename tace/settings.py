@@ -22,7 +22,7 @@ class TrainSettings:
 
     steps: int = 2000
     batch_size: int = 8
-    learning_rate: float = 1e-2
+    learning_rate: float = 2e-2
     schedule: str = "cosine"
     energy_weight: float = 10.0
     energy_growth: float = 10.0  # of the energy's weight, over the second half of the steps

@@ -32,6 +32,7 @@ import judge
 import torch
 from table import write_table
 
+from tace.balance import balanced_weights
 from tace.data import Labelled, Sample, make_samples
 from tace.io import load_model, save_model
 from tace.model import Tace
@@ -111,6 +112,8 @@ def trained(run: RunFile, data: RunData, out: Path, *, minutes: float) -> tuple[
     state = budget.state
     model, _ = new_model(run, data)
     train, valid = (make_samples(part, model.config, data.labels) for part in (data.train, data.valid))
+    weights = {**balanced_weights(train, run.settings), **run.settings.label_weights}
+    weighed = dataclasses.replace(run.settings, label_weights=weights)
     if last.exists():  # the statistics are those of the first round
         model.load_state_dict(load_model(last).state_dict())
     open_round = bool(state["rounds"]) and not state["rounds"][-1]["done"]
@@ -118,12 +121,12 @@ def trained(run: RunFile, data: RunData, out: Path, *, minutes: float) -> tuple[
     if not open_round and left < 0.05 * 60 * minutes:
         return model, state
     if not open_round:
-        steps, cost = steps_for(model, train, run.settings, cpu_s=left)
+        steps, cost = steps_for(model, train, weighed, cpu_s=left)
         state["rounds"].append({"steps": steps, "cpu_s_per_step": cost, "done": False})
         budget.write()
     now = state["rounds"][-1]
     settings = dataclasses.replace(
-        run.settings, steps=now["steps"], validate_every=max(1, -(-now["steps"] // MARKS))
+        weighed, steps=now["steps"], validate_every=max(1, -(-now["steps"] // MARKS))
     )
     spend(model, (train, valid), settings, budget=budget, checkpoint=out / "checkpoint.pt")
     now["done"] = True
