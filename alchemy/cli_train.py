@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from tace.model import Tace
 
 PRESETS = ("nano", "small", "medium", "large")
+CHECKS = ("error", "warn", "off")
 
 
 @click.command(context_settings=SETTINGS)
@@ -58,6 +60,13 @@ PRESETS = ("nano", "small", "medium", "large")
 @click.option("--energy-key", metavar="KEY", help="Default: REF_energy, else energy.")
 @click.option("--forces-key", metavar="KEY", help="Default: REF_forces, else forces.")
 @click.option("--stress-key", metavar="KEY", help="Default: REF_stress, else stress.")
+@click.option(
+    "--checks",
+    type=click.Choice(CHECKS),
+    default="error",
+    show_default=True,
+    help="If the labels have errors: stop, say so and go on (warn), or do not look (off).",
+)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option(
     "--threads",
@@ -75,7 +84,8 @@ def train(sources: tuple[Path, ...], out: Path | None, as_json: bool, **options:
 
     Labels are in eV, eV/Å and eV/Å³ (stress with ASE's sign). One that a frame lacks is left out of
     the loss, never taken for zero. Single atoms that are not periodic give the energies of isolated
-    atoms if every element has one; otherwise these are fitted.
+    atoms if every element has one; otherwise these are fitted. Labels are checked before training:
+    errors (coincident atoms, forces that are not the slope of the energy) stop it, warnings do not.
 
     \b
     Example:
@@ -93,9 +103,11 @@ def train(sources: tuple[Path, ...], out: Path | None, as_json: bool, **options:
     if not as_json:
         _say_labels(dataset)
     device = _device(options["device"], options["threads"])
+    found = _check_labels(dataset, options["checks"], quiet=as_json)
     rows = _train(dataset, files, options, device)
     if as_json:
-        say_json({"models": [str(f) for f in files], "labels": dataset.table(), "errors": rows})
+        models = [str(f) for f in files]
+        say_json({"models": models, "labels": dataset.table(), "checks": found, "errors": rows})
         return
     heads = ("set", "level", "frames", "force RMSE", "force MAE", "energy RMSE", "stress RMSE")
     say_table(heads, [_milli(row) for row in rows])
@@ -134,6 +146,35 @@ def _say_labels(dataset: Dataset) -> None:
     rows = dataset.table()
     heads = ("level", "frames", "with energy", "with forces", "with stress")
     say_table(heads, [list(row.values()) for row in rows])
+
+
+def _check_labels(dataset: Dataset, checks: str, *, quiet: bool) -> list[dict[str, Any]] | None:
+    """Say what is wrong with the labels, as `tace train` does; the findings, None if none were looked for.
+
+    Raises:
+        InputError: there are errors, and `checks` does not say to go on.
+    """
+    if checks == "off":
+        return None
+    from dataclasses import asdict
+
+    from tace.checks import check_labels, summary
+
+    findings = check_labels([*dataset.frames, *dataset.test])
+    if not quiet:
+        click.echo(summary(findings))
+    errors = [f for f in findings if f.severity == "error"]
+    if checks == "error" and errors:
+        wrong = "\n".join(f"  {': '.join([f.message, *_first(f.frames)])}" for f in errors)
+        raise InputError(
+            f"the labels have errors:\n{wrong}\ncorrect them, or go on in spite of them with --checks warn"
+        )
+    return [asdict(f) for f in findings]
+
+
+def _first(frames: Sequence[str]) -> list[str]:
+    """The first few in one text; none for a finding about all frames together."""
+    return [", ".join(frames[:5])] if frames else []
 
 
 def _train(

@@ -20,6 +20,11 @@ MODULES = sorted(
     for package in PACKAGES
     for path in (ROOT / package).rglob("*.py")
 )
+TESTS = sorted(
+    path.relative_to(ROOT).as_posix()
+    for folder in ("tests", "tests/bench")
+    for path in (ROOT / folder).glob("*.py")
+)
 LONGEST_MODULE, LONGEST_FUNCTION = 400, 60
 
 # imports go one way: a package may import the packages to its right, never to its left
@@ -168,6 +173,13 @@ def test_modules_and_functions_are_short(module):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             length = (node.end_lineno or node.lineno) - node.lineno + 1
             assert length <= LONGEST_FUNCTION, f"{module}: {node.name} has {length} lines"
+
+
+def test_test_modules_are_short():
+    lines = {module: len((ROOT / module).read_text(encoding="utf-8").splitlines()) for module in TESTS}
+    assert {"tests/test_architecture.py", "tests/bench/harness.py"} <= lines.keys()
+    long = {module: length for module, length in lines.items() if length > LONGEST_MODULE}
+    assert not long, f"longer than {LONGEST_MODULE} lines: {long}; split them by subject"
 
 
 @pytest.mark.parametrize("module", MODULES)

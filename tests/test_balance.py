@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 from ase import Atoms
-from test_tace_model import build
+from model_helpers import build
 
 from tace.balance import balanced_weights
 from tace.config import HeadConfig, InputConfig

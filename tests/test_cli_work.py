@@ -207,6 +207,95 @@ def test_train_takes_a_campaign(done, tmp_path, capsys):
     assert "did you mean 'emt'?" in capsys.readouterr().err
 
 
+def training_on(folder: Path, data: list[Atoms]) -> list[str]:
+    """The words of a short training on labelled frames."""
+    write(folder / "data.extxyz", data, format="extxyz")
+    words = ["train", "--data", str(folder / "data.extxyz"), "--preset", "nano", "--steps", "2"]
+    return [*words, "--cutoff", "3.5", "--out", str(folder / "model.pt")]
+
+
+def with_wrong_sign(number: int) -> list[Atoms]:
+    """As from a code that prints gradients."""
+    data = frames(number)
+    for atoms in data:
+        atoms.calc.results["forces"] = -atoms.calc.results["forces"]
+    return data
+
+
+WRONG_SIGN = "most likely the opposite sign of the forces"
+
+
+def test_train_refuses_labels_with_errors_and_names_the_frames(tmp_path, capsys):
+    data = frames(6)
+    data[2].positions[1] = data[2].positions[0] + 1e-3
+    words = training_on(tmp_path, data)
+    for more in ([], ["--json"]):
+        assert main([*words, *more]) == 2
+        said = capsys.readouterr()
+        assert "the labels have errors:\n  atoms closer than 0.1 Å in 1 frame: " in said.err
+        assert "data.extxyz, frame 2\ncorrect them, or go on in spite of them with --checks warn" in said.err
+        assert "Traceback" not in said.err
+        assert ("error: atoms closer than" in said.out) == (not more), "only JSON is printed with --json"
+        assert not (tmp_path / "model.pt").exists()
+
+
+def test_train_refuses_an_error_of_all_frames_together(tmp_path, capsys):
+    assert main(training_on(tmp_path, with_wrong_sign(30))) == 2
+    said = capsys.readouterr()
+    assert f"{WRONG_SIGN}\ncorrect them" in said.err, "there are no frames to be named"
+    assert f"{WRONG_SIGN}\n" in said.out
+    assert not (tmp_path / "model.pt").exists()
+
+
+def test_train_goes_on_in_spite_of_errors_when_told_to(tmp_path, capsys):
+    words = training_on(tmp_path, with_wrong_sign(30))
+    assert main([*words, "--checks", "warn"]) == 0
+    said = capsys.readouterr()
+    assert "error: the energy changes by" in said.out
+    assert WRONG_SIGN in said.out
+    assert (tmp_path / "model.pt").exists()
+    assert main([*words, "--checks", "warn", "--json", "--force"]) == 0
+    found = json.loads(capsys.readouterr().out)["checks"]
+    assert [(f["kind"], f["severity"]) for f in found] == [("energy_force", "error")]
+
+
+def test_train_without_checks_says_nothing_of_the_labels(tmp_path, capsys, monkeypatch):
+    words = [*training_on(tmp_path, with_wrong_sign(30)), "--checks", "off"]
+    monkeypatch.setattr("tace.checks.check_labels", lambda _: pytest.fail("checked"))
+    assert main(words) == 0
+    said = capsys.readouterr()
+    assert "the energy changes by" not in said.out + said.err
+    assert "nothing wrong" not in said.out
+    assert main([*words, "--json", "--force"]) == 0
+    assert json.loads(capsys.readouterr().out)["checks"] is None
+
+
+def test_train_says_that_nothing_is_wrong_with_good_labels(tmp_path, capsys):
+    words = training_on(tmp_path, frames(6))
+    assert main(words) == 0
+    assert "labels: nothing wrong was found\n" in capsys.readouterr().out
+    assert main([*words, "--json", "--force"]) == 0
+    assert json.loads(capsys.readouterr().out)["checks"] == []
+
+
+def test_train_checks_all_labels_of_a_campaign(done, tmp_path, capsys, monkeypatch):
+    """Those to train on and those to test with."""
+    from tace.checks import Finding
+
+    def spoiled(labels):
+        return [Finding("shape", "error", f"{len(labels)} are wrong", tuple(f.name for f in labels))]
+
+    words = ["train", "--data", str(done), "--preset", "nano", "--steps", "2"]
+    assert main([*words, "--out", str(tmp_path / "a.pt"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert all(f["severity"] != "error" for f in found["checks"])
+    total = sum(row["frames"] for row in found["errors"])
+    monkeypatch.setattr("tace.checks.check_labels", spoiled)
+    assert main([*words, "--out", str(tmp_path / "b.pt")]) == 2
+    assert f"{total} are wrong: " in capsys.readouterr().err
+    assert {row["set"] for row in found["errors"]} == {"train", "validation", "test"}
+
+
 def test_labels_are_computed_once_and_failures_have_reasons(folder, monkeypatch, capsys):
     good = frames(2)
     wreck = good[0].copy()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from model_helpers import batch_of, build
 from numpy.testing import assert_allclose
-from test_tace_model import batch_of, build
 
 from tace.config import InputConfig
 from tace.data import Labelled

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
+from model_helpers import batch_of, build
 from numpy.testing import assert_allclose
-from test_tace_model import batch_of, build
 from test_tace_quantities import conditioned, lively
 
 from tace.calculator import TaceCalculator

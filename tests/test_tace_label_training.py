@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
+from model_helpers import build
 from numpy.testing import assert_allclose
-from test_tace_model import build
 from test_tace_quantities import conditioned, lively
 
 from tace.config import HeadConfig, InputConfig, LesConfig

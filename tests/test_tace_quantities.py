@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
+from model_helpers import CUTOFF, batch_of, build
 from numpy.testing import assert_allclose
-from test_tace_model import CUTOFF, batch_of, build
 
 from tace import testing
 from tace.committee import Committee
