@@ -77,7 +77,7 @@ class Train(Block):
     ema: Annotated[float, Field(strict=True, ge=0, lt=1)] = Field(
         default=0.99, description="Decay of the running mean of the weights that is kept; 0 is off"
     )
-    clip: Positive = Field(default=10.0, description="Largest norm of the gradient")
+    clip: Positive = Field(default=0.1, description="Largest norm of the gradient")
     schedule: Literal["constant", "cosine", "plateau"] = Field(
         default="cosine", description="How the step size falls: constant, cosine or plateau"
     )

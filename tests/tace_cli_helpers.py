@@ -13,7 +13,8 @@ def trained(path: Path) -> Path:
     """A folder with data, a run file that asks for a dipole too, and the finished run."""
     folder(path)
     model = {"heads": ["dipole"]}
-    train = {"steps": 120, "validate_every": 30, "label_weights": {"dipole": 1.0}}
+    train = {"steps": 120, "validate_every": 30, "learning_rate": 0.01, "energy_growth": 1.0}
+    train["label_weights"] = {"dipole": 1.0}
     run_file(path / "train.yaml", model=model, train=train)
     assert main(["train", str(path / "train.yaml")]) == 0
     return path
