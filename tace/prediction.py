@@ -71,6 +71,13 @@ class CommitteePrediction:
             raise ValueError("member forces were not computed: ask for them with member_forces=True")
         return force_spread(self.forces)
 
+    @property
+    def mean_stresses(self) -> np.ndarray:
+        """[S, 6], eV/Å³; NaN for a structure that is not periodic along all three axes."""
+        if self.stresses is None:
+            raise ValueError("stresses were not computed: ask for them with stress=True")
+        return np.asarray(self.stresses.mean(0))
+
     def per_structure(self, per_atom: np.ndarray) -> list[np.ndarray]:
         """Cut an array whose first axis is A into S pieces."""
         return np.split(per_atom, np.cumsum(self.n_atoms)[:-1])
