@@ -8,6 +8,7 @@ features.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -21,8 +22,25 @@ from tace.prediction import CommitteePrediction
 if TYPE_CHECKING:
     from .calibration import Calibration
 
-Session = Callable[[np.ndarray, bool], CommitteePrediction]
-"""(positions_A [A,3] of all frames, member_forces) -> what the committee says."""
+class Session(Protocol):
+    """What the committee says of the same frames, moved.
+
+    Args:
+        positions_A: [A,3] of all frames, one after another.
+        member_forces: of each member too, which the spread needs.
+        cells_A: [S,3,3]; None for those that the frames came with.
+        stress: stresses too. Only an explorer with a barostat gives cells or asks for stresses.
+    """
+
+    def __call__(
+        self,
+        positions_A: np.ndarray,
+        member_forces: bool,
+        *,
+        cells_A: np.ndarray | None = None,
+        stress: bool = False,
+    ) -> CommitteePrediction: ...
+
 
 SessionFactory = Callable[[Sequence[Atoms]], Session]
 
@@ -54,6 +72,7 @@ class WalkerReport:
     outcome: str  # 'finished' | 'label-stop' | 'abort' | a guard's code
     time_fs: float
     max_expected_error_eV_per_A: float  # NaN when it never had one
+    drift_eV_per_atom: float = math.nan  # of the conserved energy: error of the time step
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@
 `force`          |F| of an atom above `max_force_eV_per_A`
 `pair-distance`  two atoms closer than `pair_factor` × the sum of their covalent radii
 `temperature`    far above the thermostat for `hot_checks` checks in a row
+`volume`         the cell is `max_volume_ratio` times larger or smaller than at the start
 `dissociated`    a fragment left: its gap to the rest exceeds `fragment_gap_A`; none did at first
 
 Why 0.6 and not the 0.7 of NepTrain (engine.md §5.3). With Cordero radii, which ASE carries, sound
@@ -17,7 +18,7 @@ at 2000 K. At 0.6 N2 needs 9 eV, C-H 8 eV and H2 5 eV: a hundred kT at 600 K. A 
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from ase import Atoms
@@ -36,6 +37,7 @@ class Guards:
     pair_factor: float = 0.6
     max_force_eV_per_A: float = 50.0
     max_temperature_ratio: float = 3.0
+    max_volume_ratio: float = 1.8
     hot_checks: int = 20
     fragment_gap_A: float | None = None  # off: desorption is often what one looks for
 
@@ -44,6 +46,8 @@ class Guards:
         limits += [self.hot_checks] + ([] if self.fragment_gap_A is None else [self.fragment_gap_A])
         if not all(limit > 0 for limit in limits):
             raise PolicyError(f"every guard needs a positive limit, got {self}")
+        if not self.max_volume_ratio > 1:
+            raise PolicyError(f"max_volume_ratio is {self.max_volume_ratio}, must be above 1")
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,10 @@ class Reference:
             return bare
         found = count_fragments(bare, atoms.positions, guards.fragment_gap_A)
         return cls(bare.numbers, bare.cell, bare.pbc, found)
+
+    def at(self, cell_A: np.ndarray) -> Reference:
+        """The same in a cell [3,3] that has changed."""
+        return replace(self, cell=np.asarray(complete_cell(cell_A), dtype=float))
 
 
 def guard_frame(
@@ -99,6 +107,14 @@ def guard_forces(guards: Guards, forces_eV_per_A: np.ndarray, energy_eV: float =
         return "not-finite"
     largest = np.sqrt((forces_eV_per_A**2).sum(-1)).max(initial=0.0)
     return "force" if largest > guards.max_force_eV_per_A else None
+
+
+def guard_volume(guards: Guards, start_A: np.ndarray, cell_A: np.ndarray) -> str | None:
+    """Cells [3,3] of the start and now; before a force is asked for, which a collapse would choke."""
+    ratio = abs(np.linalg.det(cell_A) / np.linalg.det(start_A))
+    if not np.isfinite(ratio):
+        return "not-finite"
+    return None if 1 / guards.max_volume_ratio <= ratio <= guards.max_volume_ratio else "volume"
 
 
 def is_hot(temperature_K: float, limit_K: float) -> bool:

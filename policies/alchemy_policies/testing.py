@@ -12,7 +12,7 @@ broken.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from ase import Atoms
@@ -115,39 +115,69 @@ class ToyCommittee:
     """Members that pull every atom to its start with slightly different springs: a session factory.
 
     The spread grows with the distance from the start. Anything that walks will trip a threshold
-    if it is low enough, and nothing explodes.
+    if it is low enough, and nothing explodes. Where a cell changes, the springs' ends are strained with it,
+    and its volume has a spring of its own, ½ B V₀ (V/V₀ − 1)².
     """
 
     homes: dict[int, np.ndarray]  # by number of atoms, which must differ between the starts
     stiffness_eV_per_A2: float = 2.0
     disagreement: float = 0.1  # relative, between the members' springs
     members: int = 4
+    cells: dict[int, np.ndarray] = field(default_factory=dict)  # of the starts, likewise
+    bulk_modulus_eV_per_A3: float = 0.5  # 80 GPa
 
     @classmethod
     def around(cls, starts: Sequence[Atoms]) -> ToyCommittee:
         homes = {len(atoms): atoms.positions.copy() for atoms in starts}
         if len(homes) < len(starts):
             raise PolicyError("the toy tells its starts by their number of atoms: let it differ")
-        return cls(homes)
+        return cls(homes, cells={len(atoms): atoms.cell.array.copy() for atoms in starts})
 
     def __call__(self, frames: Sequence[Atoms]) -> Session:
-        sizes = np.array([len(atoms) for atoms in frames])
-        homes = np.concatenate([self.homes[size] for size in sizes])
-        factors = 1 + self.disagreement * np.linspace(-1, 1, self.members)
+        return _ToySession(self, np.array([len(atoms) for atoms in frames]))
 
-        def session(positions_A: np.ndarray, member_forces: bool) -> CommitteePrediction:
-            pull = -self.stiffness_eV_per_A2 * (positions_A - homes)
-            owner = np.repeat(np.arange(len(sizes)), sizes)
-            half_square = 0.5 * self.stiffness_eV_per_A2 * ((positions_A - homes) ** 2).sum(1)
-            energy = np.bincount(owner, weights=half_square, minlength=len(sizes))
-            return CommitteePrediction(
-                n_atoms=sizes,
-                energies=factors[:, None] * energy,
-                mean_forces=pull,
-                forces=factors[:, None, None] * pull if member_forces else None,
-            )
 
-        return session
+@dataclass(frozen=True)
+class _ToySession:
+    toy: ToyCommittee
+    sizes: np.ndarray  # [S]
+
+    def __call__(
+        self,
+        positions_A: np.ndarray,
+        member_forces: bool,
+        *,
+        cells_A: np.ndarray | None = None,
+        stress: bool = False,
+    ) -> CommitteePrediction:
+        toy, sizes = self.toy, self.sizes
+        homes, energies, stresses = [], np.zeros(len(sizes)), np.zeros((len(sizes), 6))
+        for n, size in enumerate(sizes):
+            home = toy.homes[size]
+            if cells_A is not None:
+                strain = np.linalg.solve(toy.cells[size], cells_A[n])
+                home = home @ strain
+                growth, volume = np.linalg.det(strain) - 1, abs(np.linalg.det(toy.cells[size]))
+                energies[n] = 0.5 * toy.bulk_modulus_eV_per_A3 * volume * growth**2
+                stresses[n, :3] = toy.bulk_modulus_eV_per_A3 * growth
+            homes.append(home)
+        away = positions_A - np.concatenate(homes)
+        pull = -toy.stiffness_eV_per_A2 * away
+        ends = np.cumsum(sizes)
+        for n, (end, size) in enumerate(zip(ends, sizes, strict=True)):
+            u = away[end - size : end]
+            energies[n] += 0.5 * toy.stiffness_eV_per_A2 * (u**2).sum()
+            if cells_A is not None:  # a spring is strained with all the rest
+                virial = toy.stiffness_eV_per_A2 * (u.T @ u) / abs(np.linalg.det(cells_A[n]))
+                stresses[n] += virial[[0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]]
+        factors = 1 + toy.disagreement * np.linspace(-1, 1, toy.members)
+        return CommitteePrediction(
+            n_atoms=sizes,
+            energies=factors[:, None] * energies,
+            mean_forces=pull,
+            forces=factors[:, None, None] * pull if member_forces else None,
+            stresses=stresses[None] if stress else None,
+        )
 
 
 def check_explorer(make_explorer: MakeExplorer, *, starts: Sequence[Atoms] | None = None) -> None:
@@ -177,6 +207,7 @@ def check_explorer(make_explorer: MakeExplorer, *, starts: Sequence[Atoms] | Non
         )
         _law(bool((atoms.numbers == start.numbers).all()), "a candidate lost or swapped atoms")
         _law(bool((atoms.pbc == start.pbc).all()), "a candidate has other periodic boundaries")
+        _law(bool(np.isfinite(atoms.cell.array).all()), "a candidate has a cell that is not finite")
         _law(
             atoms.calc is None and not atoms.constraints,
             "a candidate carries a calculator or a constraint",

@@ -11,8 +11,8 @@ from ase import Atoms
 from ase.constraints import FixAtoms
 
 from .base import Candidate, PolicyError, WalkerReport
-from .guards import Guards, Reference, guard_forces, guard_frame, hot_limit, is_hot
-from .integrators import conserves_momentum
+from .guards import Guards, Reference, guard_forces, guard_frame, guard_volume, hot_limit, is_hot
+from .integrators import degrees_of_freedom
 
 FINISHED, LABEL_STOP, ABORT = "finished", "label-stop", "abort"
 
@@ -39,6 +39,7 @@ class Frame:
 
     step: int
     positions_A: np.ndarray
+    cell_A: np.ndarray  # [3,3]
     expected_error_eV_per_A: float
 
 
@@ -56,6 +57,7 @@ class Walker:
     hot_limit_K: float
     outcome: str = ""  # empty while it runs
     steps: int = 0
+    conserved_eV: tuple[float, float] | None = None  # at the start, and at the last check
     hot_checks: int = 0
     checks_above: int = 0
     crossed: Frame | None = None
@@ -74,11 +76,10 @@ class Walker:
         energy_eV: float,
     ) -> None:
         """Judge a frame; sets `outcome` when the walker has to stop."""
-        self.steps = frame.step
         self.hot_checks = self.hot_checks + 1 if is_hot(temperature_K, self.hot_limit_K) else 0
         code = guard_frame(
             limits.guards,
-            self.reference,
+            self.reference.at(frame.cell_A),
             frame.positions_A,
             forces_eV_per_A=forces,
             energy_eV=energy_eV,
@@ -102,14 +103,23 @@ class Walker:
             self._offer(frame, "sampled")
         self._watch_threshold(frame, limits)
 
-    def check_forces(
-        self, step: int, guards: Guards, *, forces: np.ndarray, energy_eV: float
-    ) -> None:
+    def check_forces(self, guards: Guards, *, forces: np.ndarray, energy_eV: float) -> None:
         """Between two checks; sets `outcome` on an explosion."""
         code = guard_forces(guards, forces, energy_eV)
         if code is not None:
-            self.steps = step
             self.stop(code)
+
+    def check_volume(self, cell_A: np.ndarray, guards: Guards) -> None:
+        """Before every force; sets `outcome` when the cell collapses or bursts."""
+        code = guard_volume(guards, self.start.cell.array, cell_A)
+        if code is not None:
+            self.stop(code)
+
+    def note_conserved(self, energy_eV: float) -> None:
+        """The energy that only the error of the time step changes, at a check."""
+        if math.isfinite(energy_eV):
+            first = energy_eV if self.conserved_eV is None else self.conserved_eV[0]
+            self.conserved_eV = (first, energy_eV)
 
     def _watch_threshold(self, frame: Frame, limits: Limits) -> None:
         if frame.expected_error_eV_per_A <= limits.label_above_eV_per_A:
@@ -138,7 +148,7 @@ class Walker:
 
     def _offer(self, frame: Frame, reason: str) -> None:
         self.offers[frame.step] = Candidate(
-            atoms=bare_copy(self.start, frame.positions_A),
+            atoms=bare_copy(self.start, frame.positions_A, frame.cell_A),
             source="md",
             reason=reason,
             walker=self.index,
@@ -149,6 +159,7 @@ class Walker:
         )
 
     def report(self) -> WalkerReport:
+        first, last = self.conserved_eV or (math.nan, math.nan)
         return WalkerReport(
             walker=self.index,
             start_index=self.start_index,
@@ -157,6 +168,7 @@ class Walker:
             outcome=self.outcome,
             time_fs=self.steps * self.timestep_fs,
             max_expected_error_eV_per_A=self.worst_eV_per_A,
+            drift_eV_per_atom=(last - first) / len(self.start),
         )
 
 
@@ -166,19 +178,21 @@ def make_walker(
     temperature_K: float,
     *,
     timestep_fs: float,
-    thermostat: bool,
+    conserving: bool,
     guards: Guards,
     rng: np.random.Generator,
 ) -> Walker:
-    """A walker at rest; `start` is its place among the starts and the structure."""
+    """A walker at rest; `start` is its place among the starts and the structure.
+
+    Args:
+        conserving: its total momentum stays zero, see `degrees_of_freedom`.
+    """
     start_index, atoms = start
     masses = atoms.get_masses()
     if len(atoms) == 0 or not (masses > 0).all():
         raise PolicyError(f"start {start_index} needs atoms, each with a positive mass")
     inverse_mass = np.where(fixed_atoms(atoms), 0.0, 1 / masses)
-    freedom = 3 * int((inverse_mass > 0).sum())
-    if not thermostat and conserves_momentum(inverse_mass):
-        freedom -= 3
+    freedom = degrees_of_freedom(inverse_mass, conserving=conserving)
     return Walker(
         index=index,
         start_index=start_index,
@@ -206,12 +220,30 @@ def fixed_atoms(atoms: Atoms) -> np.ndarray:
     return fixed
 
 
-def bare_copy(start: Atoms, positions_A: np.ndarray) -> Atoms:
+def refuse_open_cells(start_index: int, atoms: Atoms) -> None:
+    """At a pressure a walker needs a volume, and nothing that stays in place while it changes."""
+    name = f"start {start_index} ({atoms.get_chemical_formula()})"
+    if not (atoms.pbc.all() and atoms.cell.rank == 3):
+        axes = "".join(axis for axis, p in zip("xyz", atoms.pbc, strict=True) if p)
+        found = f"periodic along {axes} only" if axes else "not periodic"
+        raise PolicyError(
+            f"{name} is {found}: ensemble npt needs a cell that is periodic along all three axes; "
+            "give such structures, or choose ensemble nvt"
+        )
+    if fixed_atoms(atoms).any():
+        raise PolicyError(
+            f"{name} has fixed atoms, which ensemble npt would move with the cell; "
+            "remove the constraint, or choose ensemble nvt"
+        )
+
+
+def bare_copy(start: Atoms, positions_A: np.ndarray, cell_A: np.ndarray) -> Atoms:
     """The start elsewhere: no calculator, constraint or momenta, whose results would be stale."""
     atoms = start.copy()
     atoms.set_constraint()
     for name in set(atoms.arrays) - _KEPT_ARRAYS:
         del atoms.arrays[name]
     atoms.info = {key: start.info[key] for key in _KEPT_INFO if key in start.info}
+    atoms.cell[:] = cell_A
     atoms.positions = positions_A
     return atoms
