@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ase import Atoms
 
     from alchemy.campaign import Outcome
+    from alchemy.config_samples import Sample
 
 
 @dataclass
@@ -42,6 +43,7 @@ def examine(campaign: Campaign) -> Findings:
     """Read every structure file, make every labeler, find every plug-in."""
     findings = Findings(warnings=campaign_warnings(campaign))
     frames = _read_structures(campaign, findings)
+    _volumes_for_npt(campaign, findings)
     _make_labelers(campaign, findings, frames)
     _find_plugins(campaign, findings)
     present = {symbol for atoms in frames for symbol in atoms.get_chemical_symbols()}
@@ -56,15 +58,19 @@ def examine(campaign: Campaign) -> Findings:
 
 def _files(campaign: Campaign) -> Iterator[tuple[Path, str]]:
     for sample in (*campaign.start, *campaign.test):
-        if sample.files is not None:
-            yield from ((path, sample.files.index) for path in sample.files.paths)
-        else:
-            source = sample.rattle or sample.md
-            assert source is not None
-            yield source.structures, ":"
+        yield from _sources(sample)
     for item in campaign.explore:
         if item.md is not None and isinstance(item.md.structures, Path):
             yield item.md.structures, ":"
+
+
+def _sources(sample: Sample) -> Iterator[tuple[Path, str]]:
+    if sample.files is not None:
+        yield from ((path, sample.files.index) for path in sample.files.paths)
+    else:
+        source = sample.rattle or sample.md
+        assert source is not None
+        yield source.structures, ":"
 
 
 def _read_structures(campaign: Campaign, findings: Findings) -> list[Atoms]:
@@ -96,6 +102,36 @@ def _read_structures(campaign: Campaign, findings: Findings) -> list[Atoms]:
             )
         )
     return frames
+
+
+def _volumes_for_npt(campaign: Campaign, findings: Findings) -> None:
+    """A file must hold nothing but periodic structures; of the training set those that are will be taken."""
+    from alchemy.generate import read_structures
+
+    for number, item in enumerate(campaign.explore):
+        if item.md is None or item.md.ensemble != "npt" or findings.problems:
+            continue
+        named = item.md.structures
+        if isinstance(named, Path):
+            files = [(named, ":")]
+        else:
+            asked = (s for s in campaign.start if campaign.target in s.label)
+            files = [file for sample in asked for file in _sources(sample)]
+        frames = [
+            atoms
+            for path, index in files
+            for atoms in read_structures(campaign.resolve(path), index, campaign.elements)
+        ]
+        flat = [atoms for atoms in frames if not atoms.pbc.all()]
+        if flat and (isinstance(named, Path) or len(flat) == len(frames)):
+            formula = flat[0].get_chemical_formula()
+            found = f"{named} holds" if isinstance(named, Path) else "start has only such as"
+            findings.blame(
+                InputError(
+                    f"explore[{number}].md.ensemble: npt needs structures that are periodic along three "
+                    f"axes, and {found} {formula}; name others with structures:, or choose nvt"
+                )
+            )
 
 
 def _make_labelers(campaign: Campaign, findings: Findings, frames: Sequence[Atoms]) -> None:

@@ -149,6 +149,9 @@ class Guards(Block):
     max_temperature_factor: Annotated[float, Field(strict=True, gt=1)] = Field(
         default=3.0, description="Highest kinetic temperature, in units of the one asked for"
     )
+    max_volume_factor: Annotated[float, Field(strict=True, gt=1)] = Field(
+        default=1.8, description="Largest change of the volume of npt, either way"
+    )
 
 
 class StopMd(Block):

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from alchemy.config import Campaign
 
 
+LEAST_BAROSTAT_STEPS = 10  # Euler's steps of the volume are off by dt/2τ, and unstable at 2
+
+
 def problems_of(campaign: Campaign) -> Iterator[Problem]:
     """Contradictions between blocks, and files that do not exist."""
     yield from _fidelity_flags(campaign)
@@ -130,6 +133,36 @@ def _explorers(campaign: Campaign) -> Iterator[Problem]:
         if isinstance(item.md.structures, Path):
             yield from _no_file(campaign, item.md.structures, (*loc, "structures"))
         yield from _too_short(item.md, loc)
+        yield from _without_effect(item.md, loc)
+        steps = item.md.barostat_tau_fs / item.md.timestep_fs
+        if item.md.ensemble == "npt" and steps < LEAST_BAROSTAT_STEPS:
+            yield Problem(
+                (*loc, "barostat_tau"),
+                f"found {item.md.barostat_tau_fs:g} fs, which is {steps:.3g} steps; a cell that is to "
+                f"follow its pressure needs at least {LEAST_BAROSTAT_STEPS}",
+            )
+
+
+def _without_effect(md: ExploreMd, loc: Loc) -> Iterator[Problem]:
+    """Settings that were changed and that the chosen ensemble or thermostat does not look at."""
+    needs = {
+        "thermostat": (md.ensemble != "nve", "ensemble nve has no thermostat"),
+        "friction_per_fs": _of_thermostat(md, "langevin"),
+        "tau_fs": _of_thermostat(md, "bussi"),
+    }
+    for name in ("pressure_eV_per_A3", "barostat_tau_fs", "compressibility_per_GPa"):
+        needs[name] = md.ensemble == "npt", f"ensemble {md.ensemble} has no barostat, only npt has"
+    for name, (used, why) in needs.items():
+        field = ExploreMd.model_fields[name]
+        if not used and getattr(md, name) != field.default:
+            key = field.alias or name
+            yield Problem((*loc, key), f"has no effect: {why}; remove the key")
+
+
+def _of_thermostat(md: ExploreMd, name: str) -> tuple[bool, str]:
+    if md.ensemble == "nve":
+        return False, "ensemble nve has no thermostat"
+    return md.thermostat == name, f"it belongs to thermostat {name}, and this is {md.thermostat}"
 
 
 def _too_short(md: SampleMd | ExploreMd, loc: Loc) -> Iterator[Problem]:

@@ -30,7 +30,7 @@ from alchemy.config_fields import (
     installed,
     wrong,
 )
-from alchemy.quantities import Length, Temperature, Time
+from alchemy.quantities import Length, Pressure, Temperature, Time
 from tace.wording import describe, hint
 
 SAMPLE_KINDS = ("files", "rattle", "md")
@@ -172,14 +172,30 @@ class ExploreMd(Block):
     structures: Structures = Field(
         default="start", description="'start' (structures of the start block) or a structure file"
     )
-    ensemble: Literal["nvt", "nve"] = Field(
-        default="nvt", description="nvt (Langevin) or nve (velocity Verlet)"
+    ensemble: Literal["nvt", "nve", "npt"] = Field(
+        default="nvt", description="nvt, nve, or npt for cells that are periodic along three axes"
     )
     T_K: Temperatures = Field(alias="T", description="Temperatures, such as [300 K, 600 K]")
     time_fs: Time = Field(alias="time", description="Length of each walk")
     timestep_fs: Time = Field(default=0.5, alias="timestep", description="Integration step")
-    friction_per_fs: Positive = Field(default=0.01, description="Langevin friction, in 1/fs; nvt")
+    thermostat: Literal["langevin", "bussi"] = Field(
+        default="langevin", description="langevin, or bussi (velocity rescaling); not with nve"
+    )
+    friction_per_fs: Positive = Field(default=0.01, description="Friction of langevin, in 1/fs")
+    tau_fs: Time = Field(default=100.0, alias="tau", description="Relaxation time of bussi")
+    pressure_eV_per_A3: Pressure = Field(
+        default=0.0, alias="pressure", description="External pressure of npt"
+    )
+    barostat_tau_fs: Time = Field(
+        default=1000.0, alias="barostat_tau", description="Relaxation time of the volume in npt"
+    )
+    compressibility_per_GPa: Positive = Field(
+        default=0.05, description="A guess, for barostat_tau to be right: metals 0.01, water 0.45"
+    )
     walkers: Count = Field(default=4, description="Walkers at each temperature")
+    batch_atoms: Count = Field(
+        default=1024, description="Atoms side by side; more walkers wait. Changes no result"
+    )
     check_every: Count = Field(default=10, description="Steps between looks at the uncertainty")
     sample_every: Count | None = Field(
         default=None, description="Steps between frames offered anyway; null: a few per walk"

@@ -68,6 +68,8 @@ class Kind:
 
     def text(self, value: float) -> str:
         """The quantity as a user would write it; `parse` returns exactly the same float."""
+        if value == 0:
+            return f"0 {self.written[0]}"
         exact = Fraction(repr(float(value))) * parse_unit(self.unit)[0]
         for unit in self.written:
             number = exact / parse_unit(unit)[0]

@@ -129,6 +129,7 @@ def explore(request: dict[str, Any]) -> dict[str, Any]:
                 "outcome": w.outcome,
                 "time_fs": w.time_fs,
                 "max_expected_error_eV_per_A": finite_or_none(w.max_expected_error_eV_per_A),
+                "drift_eV_per_atom": finite_or_none(w.drift_eV_per_atom),
             }
             for w in result.walkers
         ],

@@ -142,6 +142,24 @@ def test_until_pauses_and_the_same_command_goes_on(tmp_path):
     assert Home(tmp_path / "mini").rounds() == [0, 1]
 
 
+def test_a_campaign_at_constant_pressure_offers_cells_of_other_volumes(tmp_path):
+    path = write_campaign(tmp_path)
+    bath = "thermostat: bussi, tau: 50 fs, ensemble: npt, pressure: 2 GPa, barostat_tau: 100 fs"
+    limits = "guards: {max_volume_factor: 1.5}"
+    text = path.read_text().replace("check_every: 5}", f"check_every: 5, {bath}}}")
+    path.write_text(text.replace("abort_above: 40 eV/A}", f"abort_above: 40 eV/A, {limits}}}"))
+    run_campaign(load_campaign(path), tmp_path / "mini", until=1)
+    snapshot = Store(tmp_path / "mini" / "store.h5").snapshot()
+    events = snapshot.events(kind="candidate", round=1)
+    frames = snapshot.structures([e.structure_uid for e in events])
+    parents = snapshot.structures([e.parent_uid for e in events])
+    growth = [a.cell.volume / b.cell.volume for a, b in zip(frames, parents, strict=True)]
+    assert events
+    assert len(set(growth)) == len({e.structure_uid for e in events})
+    assert all(1 / 1.5 < g < 1.5 for g in growth)
+    assert all(a.pbc.all() for a in frames)
+
+
 def test_a_second_controller_is_told_who_holds_the_campaign(tmp_path):
     path = write_campaign(tmp_path)
     with (

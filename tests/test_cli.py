@@ -125,6 +125,22 @@ def test_check_finds_atoms_on_top_of_each_other(folder, capsys):
     assert "apart" in found["problems"][0]
 
 
+def test_check_says_before_the_start_that_npt_lacks_a_volume(folder, capsys):
+    slab = bulk("Cu", cubic=True)
+    slab.pbc = [True, True, False]
+    write(folder / "slab.xyz", [bulk("Cu", cubic=True), slab], format="extxyz")
+    edited(folder, "md: {T: [300 K]", "md: {T: [300 K], ensemble: npt")
+    assert main(["check", str(folder)]) == 0  # a crystal is there
+    edited(folder, "cu.xyz, count: 4", "slab.xyz, count: 4")
+    assert main(["check", str(folder)]) == 0  # one of two is enough
+    capsys.readouterr()
+    edited(folder, "ensemble: npt", "ensemble: npt, structures: slab.xyz")
+    assert main(["check", str(folder)]) == 2
+    said = capsys.readouterr()
+    assert "explore[0].md.ensemble: npt needs" in said.err + said.out
+    assert "slab.xyz holds Cu4" in said.err + said.out
+
+
 def test_check_warns_of_elements_that_no_structure_has(folder, capsys):
     edited(folder, "[Cu]", "[Cu, Ag]")
     assert main(["check", str(folder)]) == 0

@@ -13,12 +13,19 @@ from ase import Atoms
 from .. import tasks
 from ..config_samples import ExploreMd
 from ..datasets import TEST, TRAIN
+from ..errors import InputError
 from ..generate import read_structures
 from ..identity import structure_uid
 from ..records import atoms_from_document, atoms_to_document
 from ..state import RoundState
 from ..store import EventRow, PredictionRow, Snapshot
 from .context import Context
+
+# fields of the campaign's block that are options of the explorer by the same name
+_AS_THEY_ARE = (
+    "time_fs", "timestep_fs", "walkers", "batch_atoms", "check_every", "ensemble", "thermostat",
+    "friction_per_fs", "tau_fs", "pressure_eV_per_A3", "barostat_tau_fs", "compressibility_per_GPa",
+)  # fmt: skip
 
 
 def explore(context: Context, state: RoundState, calibration: Calibration) -> dict[str, Any]:
@@ -54,7 +61,10 @@ def explore(context: Context, state: RoundState, calibration: Calibration) -> di
 
 
 def _starts(context: Context, snapshot: Snapshot, md: ExploreMd | None) -> list[Atoms]:
-    """Structures of a file, or every labelled training structure of the target level."""
+    """Structures of a file, or every labelled training structure of the target level.
+
+    At a pressure only those with a volume: a training set may hold molecules beside crystals.
+    """
     if md is not None and md.structures != "start":
         return read_structures(
             context.campaign.resolve(md.structures), ":", context.campaign.elements
@@ -62,7 +72,16 @@ def _starts(context: Context, snapshot: Snapshot, md: ExploreMd | None) -> list[
     parts = snapshot.part_of()
     uids = {r.structure_uid for r in snapshot.labels(fidelity=context.target)}
     chosen = sorted(uid for uid in uids if parts.get(uid) == TRAIN)
-    return snapshot.structures(chosen)
+    frames = snapshot.structures(chosen)
+    if md is None or md.ensemble != "npt":
+        return frames
+    periodic = [atoms for atoms in frames if atoms.pbc.all()]
+    if not periodic:
+        raise InputError(
+            "ensemble npt: no labelled training structure is periodic along three axes; name a file "
+            "of crystals or liquids with 'structures:', or choose ensemble nvt"
+        )
+    return periodic
 
 
 def _conditions(context: Context, item: Any) -> list[dict[str, Any]]:
@@ -73,12 +92,7 @@ def _conditions(context: Context, item: Any) -> list[dict[str, Any]]:
     steps = max(1, round(md.time_fs / md.timestep_fs))
     samples = 4 if md.sample_every is None else max(1, steps // md.sample_every)
     shared = {
-        "time_fs": md.time_fs,
-        "timestep_fs": md.timestep_fs,
-        "friction_per_fs": md.friction_per_fs,
-        "walkers": md.walkers,
-        "check_every": md.check_every,
-        "ensemble": md.ensemble,
+        **{name: getattr(md, name) for name in _AS_THEY_ARE},
         "samples": samples,
         "label_above_eV_per_A": stop.label_above_eV_per_A,
         "abort_above_eV_per_A": stop.abort_above_eV_per_A,
@@ -86,6 +100,7 @@ def _conditions(context: Context, item: Any) -> list[dict[str, Any]]:
             "pair_factor": stop.guards.min_distance_factor,
             "max_force_eV_per_A": stop.guards.max_force_eV_per_A,
             "max_temperature_ratio": stop.guards.max_temperature_factor,
+            "max_volume_ratio": stop.guards.max_volume_factor,
         },
     }
     return [{**shared, "temperatures_K": [t]} for t in md.T_K]

@@ -36,6 +36,7 @@ class Crew:
     crowd: Crowd
     state: State
     session: Session | None  # None where nobody is
+    start_volumes: np.ndarray  # [W], Å³; 0 without three cell vectors
 
     @classmethod
     def at_start(cls, walkers: list[Walker], rules: Rules) -> Crew:
@@ -59,7 +60,8 @@ class Crew:
             [w.temperature_K for w in walkers],
             conserving=rules.integrator.conserving,
         )
-        crew = cls(walkers, rules, crowd, state, None)
+        volumes = np.array([abs(w.start.cell.volume) for w in walkers])
+        crew = cls(walkers, rules, crowd, state, None, volumes)
         if walkers:
             frames = [
                 bare_copy(w.start, state.positions[rows], state.cells[n])
@@ -123,8 +125,10 @@ class Crew:
         """Without those whose cell ran away: no force can be asked for in a collapsed cell."""
         if self.rules.integrator.barostat is None:
             return self
-        for walker, cell in zip(self.walkers, self.state.cells, strict=True):
-            walker.check_volume(cell, self.rules.limits.guards)
+        guards = self.rules.limits.guards
+        ratios = np.abs(np.linalg.det(self.state.cells)) / self.start_volumes
+        for n in np.flatnonzero(~guards.allow_volume(ratios)):
+            self.walkers[n].stop("volume" if np.isfinite(ratios[n]) else "not-finite")
         return self.survivors()
 
     def _evaluate(self, *, member_forces: bool) -> CommitteePrediction:
@@ -149,6 +153,8 @@ class Crew:
         guards, energies = self.rules.limits.guards, prediction.mean_energies
         if any(due):
             self._check(prediction, due)
+        if all(due) or guards.allow_forces(self.state.forces, energies):
+            return
         for n, (walker, rows) in enumerate(self._rows()):
             if not due[n]:
                 forces, energy = self.state.forces[rows], float(energies[n])

@@ -49,6 +49,15 @@ class Guards:
         if not self.max_volume_ratio > 1:
             raise PolicyError(f"max_volume_ratio is {self.max_volume_ratio}, must be above 1")
 
+    def allow_forces(self, forces_eV_per_A: np.ndarray, energies_eV: np.ndarray) -> bool:
+        """Whether `guard_forces` passes all walkers of a batch; NaN does not."""
+        largest = (forces_eV_per_A**2).sum(-1).max(initial=0.0)
+        return bool(largest <= self.max_force_eV_per_A**2 and np.isfinite(energies_eV).all())
+
+    def allow_volume(self, ratio: np.ndarray) -> np.ndarray:
+        """Mask of cells that neither collapsed nor burst; of volumes in units of the start's."""
+        return (ratio >= 1 / self.max_volume_ratio) & (ratio <= self.max_volume_ratio)
+
 
 @dataclass(frozen=True)
 class Reference:
@@ -105,16 +114,7 @@ def guard_forces(guards: Guards, forces_eV_per_A: np.ndarray, energy_eV: float =
     """The part that is cheap enough for every step: an explosion cannot wait for a check."""
     if not (np.isfinite(forces_eV_per_A).all() and np.isfinite(energy_eV)):
         return "not-finite"
-    largest = np.sqrt((forces_eV_per_A**2).sum(-1)).max(initial=0.0)
-    return "force" if largest > guards.max_force_eV_per_A else None
-
-
-def guard_volume(guards: Guards, start_A: np.ndarray, cell_A: np.ndarray) -> str | None:
-    """Cells [3,3] of the start and now; before a force is asked for, which a collapse would choke."""
-    ratio = abs(np.linalg.det(cell_A) / np.linalg.det(start_A))
-    if not np.isfinite(ratio):
-        return "not-finite"
-    return None if 1 / guards.max_volume_ratio <= ratio <= guards.max_volume_ratio else "volume"
+    return None if guards.allow_forces(forces_eV_per_A, np.asarray(energy_eV)) else "force"
 
 
 def is_hot(temperature_K: float, limit_K: float) -> bool:

@@ -11,7 +11,7 @@ from ase import Atoms
 from ase.constraints import FixAtoms
 
 from .base import Candidate, PolicyError, WalkerReport
-from .guards import Guards, Reference, guard_forces, guard_frame, guard_volume, hot_limit, is_hot
+from .guards import Guards, Reference, guard_forces, guard_frame, hot_limit, is_hot
 from .integrators import degrees_of_freedom
 
 FINISHED, LABEL_STOP, ABORT = "finished", "label-stop", "abort"
@@ -106,12 +106,6 @@ class Walker:
     def check_forces(self, guards: Guards, *, forces: np.ndarray, energy_eV: float) -> None:
         """Between two checks; sets `outcome` on an explosion."""
         code = guard_forces(guards, forces, energy_eV)
-        if code is not None:
-            self.stop(code)
-
-    def check_volume(self, cell_A: np.ndarray, guards: Guards) -> None:
-        """Before every force; sets `outcome` when the cell collapses or bursts."""
-        code = guard_volume(guards, self.start.cell.array, cell_A)
         if code is not None:
             self.stop(code)
 
