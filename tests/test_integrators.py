@@ -2,6 +2,7 @@
 
 import math
 
+import ase.md.bussi
 import numpy as np
 import pytest
 from alchemy_policies.integrators import (
@@ -132,6 +133,28 @@ def test_bussi_kinetic_energies_have_the_law_of_their_own_temperature_and_forget
         assert correlation == pytest.approx(math.exp(-timestep / tau), abs=0.032)
     # only the bath changes the energy: round-off of 1200 additions of about an eV
     assert np.ptp(conserved, axis=0).max() < 1e-11
+
+
+def test_the_factor_is_the_one_of_ase():
+    """A second opinion on eq. A7, with the same random numbers."""
+    atoms = ARGON.copy()
+    atoms.set_masses(np.full(32, 40.0))
+    atoms.set_momenta(np.random.default_rng(9).standard_normal((32, 3)))
+
+    class Draws:
+        def standard_normal(self):
+            return 0.8
+
+        def standard_gamma(self, shape):
+            return 1.1 * shape
+
+    theirs = ase.md.bussi.Bussi(atoms, 2 * units.fs, 50.0, 100 * units.fs, rng=Draws())
+    crowd = Crowd.of([np.full(32, 1 / 40)], [50.0], conserving=False)
+    assert crowd.freedom[0] == theirs.ndof  # ASE counts the centre of mass
+    kinetic = atoms.get_kinetic_energy()
+    draws = np.array([0.8]), np.array([1.1 * (theirs.ndof - 1)])
+    mine = bussi_factor(np.array([kinetic]), crowd, decay=math.exp(-0.02), draws=draws)
+    assert mine[0] == pytest.approx(theirs.calculate_alpha(kinetic), rel=1e-13)  # round-off
 
 
 def test_bussi_with_one_degree_of_freedom_is_langevin_and_turns_round():
