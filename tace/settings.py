@@ -19,8 +19,8 @@ class TrainSettings:
     that is known: their weight grows. Measured with 1 → 10 → 10…100: liquid water (64 frames, 500 steps)
     36 → 27 meV/atom and 306 → 292 meV/Å, dipeptides 23 → 12 → 8 meV/atom and 182 → 184 meV/Å, 3BPA the same.
 
-    `clip_norm` 10 → 0.1: 3BPA (400 steps) 83 → 73 meV/Å, urea at three levels 115 → 107, and the latent charges
-    of ion pairs grow (net force off by 55 % → 0.7 % after 1500 steps). At 0.001 much the same.
+    `clip_norm` 10 → 0.1: 3BPA (400 steps) 83 → 73 meV/Å, urea at three levels 115 → 107, and latent charges
+    of ion pairs grow (their net force off by 55 % → 0.7 % after 1500 steps). At 0.001 much the same.
     """
 
     steps: int = 2000
