@@ -298,7 +298,7 @@ def _cut(geometry: Geometry) -> Geometry:
 
     return Geometry(
         radial=leaf(geometry.radial),
-        angular=[leaf(x) for x in geometry.angular],
+        attributes=leaf(geometry.attributes),
         density=leaf(geometry.density),
         positions=leaf(geometry.positions),
         cells=leaf(geometry.cells),
@@ -310,7 +310,7 @@ def _parts(geometry: Geometry) -> list[Tensor]:
     """What energies depend on positions and strain through."""
     rest = [geometry.density, geometry.positions, geometry.cells]
     rest += [] if geometry.repulsion is None else [geometry.repulsion]
-    return [x for x in (geometry.radial, *geometry.angular, *rest) if x.requires_grad]
+    return [x for x in (geometry.radial, geometry.attributes, *rest) if x.requires_grad]
 
 
 def _mean(slopes: Sequence[Sequence[Tensor]]) -> list[Tensor]:

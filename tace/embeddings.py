@@ -216,9 +216,9 @@ class _MomentTensors(nn.Module):
         m = (moments / self.scale).to(geometry.density.dtype).view(atoms, -1)
         sent = sender_to_slot(m, batch.slot_sender, batch.slot_reverse).view(atoms, k, 1, -1)
         pairs = (m.view(atoms, 1, -1, 1) * sent).view(atoms * k, -1, 1)
-        edges = []
+        edges, angular = [], geometry.angular
         for l2 in range(len(self.edge_ranks)):
-            outer = (pairs * geometry.angular[l2].unsqueeze(1)).flatten(1)
+            outer = (pairs * angular[l2].unsqueeze(1)).flatten(1)
             edges.append((outer @ getattr(self, f"edge{l2}")).view(atoms, k, -1))
         squares = (m.unsqueeze(2) * m.unsqueeze(1)).flatten(1) * presence(geometry.density).unsqueeze(1)
         return edges, [squares @ getattr(self, f"site{l}") for l in self.site_ranks]  # noqa: E741

@@ -19,11 +19,17 @@ class Geometry(NamedTuple):
     """Attributes of pairs and slots, and the coordinates that they were made of."""
 
     radial: Tensor  # [P+1, n], enveloped
-    angular: list[Tensor]  # rank l: [A·K, 2l+1]; zero in padding slots
+    attributes: Tensor  # [A·K, (l_max+1)²], angular, rank after rank; zero in padding slots
     density: Tensor  # [A] Σ_j f(r_ij)
     positions: Tensor  # [A,3] float64, strained
     cells: Tensor  # [S,3,3] float64, strained
     repulsion: Tensor | None  # [A] float64, eV: screened nuclear repulsion
+
+    @property
+    def angular(self) -> list[Tensor]:
+        """`attributes` of each rank l, [A·K, 2l+1]."""
+        l_max = round(self.attributes.shape[1] ** 0.5) - 1
+        return list(self.attributes.split([2 * l + 1 for l in range(l_max + 1)], 1))  # noqa: E741
 
 
 class EdgeBasis(nn.Module):
@@ -71,7 +77,7 @@ class EdgeBasis(nn.Module):
         start = torch.zeros(len(batch.species), dtype=half.dtype, device=half.device)
         return start.index_add(0, batch.pair_i, half).index_add(0, batch.pair_j, half)
 
-    def _angular(self, unit: Tensor, batch: Batch) -> list[Tensor]:
+    def _angular(self, unit: Tensor, batch: Batch) -> Tensor:
         """E_l = c_l·STF(r̂^l) in every slot (eq. 8), by raising the rank once a step on pairs."""
         attributes = [torch.ones_like(unit[:, :1]), unit]
         for l in range(2, self.config.l_max + 1):  # noqa: E741
@@ -82,7 +88,7 @@ class EdgeBasis(nn.Module):
         sign = batch.slot_sign.to(flat.dtype).unsqueeze(1)
         sizes = [2 * l + 1 for l in range(len(attributes))]  # noqa: E741
         signs = torch.cat([(sign if l % 2 else sign.abs()).expand(-1, n) for l, n in enumerate(sizes)], 1)  # noqa: E741
-        return list((flat * signs).split(sizes, 1))
+        return flat * signs
 
 
 def pair_vectors(batch: Batch, positions: Tensor, shift: Tensor) -> Tensor:

@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 from .batch import Batch
 from .config import TaceConfig
+from .edge_sum import EdgeSum
 from .gates import NormGate, ScalarGate
 from .geometry import Geometry
 from .ict import scaled_coupling
 from .initial import MIX_GAIN, radial_network, sum_gain
-from .layers import ElementLinear, Linear, concatenate, pair_to_slot, sender_to_slot
+from .layers import ElementLinear, Linear, concatenate
 from .lower import LowerInteraction
 from .paths import interaction_paths, product_paths
 from .product import PathMix, ProductBasis, highest
@@ -36,33 +37,14 @@ class Interaction(nn.Module):
             Linear(c * sum(p.l3 == l for p in self.paths), c, generator, sum_gain(config, l))
             for l in range(self.l_out + 1)  # noqa: E741
         )
-        for n, p in enumerate(self.paths):
-            g = torch.from_numpy(scaled_coupling(p.l1, p.l2, p.l3, norm=config.coupling_norm).copy())
-            # [2l2+1, (2l1+1)(2l3+1)]: turns an edge attribute into the matrix that acts on the sender
-            matrix = g.permute(1, 0, 2).reshape(2 * p.l2 + 1, -1)
-            self.register_buffer(f"coupling{n}", matrix, persistent=False)
+        couplings = [scaled_coupling(*p, norm=config.coupling_norm) for p in self.paths]
+        self.sum = EdgeSum(self.paths, couplings, config.l_max)
 
     def forward(self, h: Sequence[Tensor], batch: Batch, geometry: Geometry) -> list[Tensor]:
-        atoms, k, c = h[0].shape[0], batch.slots, h[0].shape[2]
         weights = self.radial(geometry.radial)
-        weights = pair_to_slot(weights, batch.slot_pair, batch.pair_slots)
-        by_path = weights.view(atoms, k, len(self.paths), 1, c).unbind(2)
-        sent = [
-            sender_to_slot(
-                up(x).reshape(atoms, -1), batch.slot_sender, batch.slot_reverse
-            ).view(atoms, k, x.shape[1], c)
-            for up, x in zip(self.up, h, strict=True)
-        ]
-        collected: list[list[Tensor]] = [[] for _ in range(self.l_out + 1)]
-        for n, p in enumerate(self.paths):
-            operator = geometry.angular[p.l2] @ getattr(self, f"coupling{n}")
-            operator = operator.view(atoms, k * (2 * p.l1 + 1), 2 * p.l3 + 1)
-            message = (by_path[n] * sent[p.l1]).view(atoms, k * (2 * p.l1 + 1), c)
-            collected[p.l3].append(torch.bmm(operator.transpose(1, 2), message))
-        return [
-            down(concatenate(parts, 2)) * self.inverse_neighbors
-            for down, parts in zip(self.down, collected, strict=True)
-        ]
+        sent = [up(x) for up, x in zip(self.up, h, strict=True)]
+        sums = self.sum(sent, weights, batch, angular=geometry.attributes)
+        return [down(x) * self.inverse_neighbors for down, x in zip(self.down, sums, strict=True)]
 
 
 class Layer(nn.Module):

@@ -74,11 +74,11 @@ class LowerInteraction(nn.Module):
         weights = self.radial(geometry.radial)
         weights = pair_to_slot(weights, batch.slot_pair, batch.pair_slots)
         by_part = weights.view(atoms, k, len(self.parts), 1, c).unbind(2)
-        sent = self._sent(h, batch)
+        sent, angular = self._sent(h, batch), geometry.angular
         collected: list[list[Tensor]] = [[] for _ in self.parts]
         for term in self.terms:
             p, m1 = self.paths[term.path], 2 * self.paths[term.path].l1 + 1
-            operator = (geometry.angular[p.l2] @ getattr(self, term.name)).view(atoms, k * m1, -1)
+            operator = (angular[p.l2] @ getattr(self, term.name)).view(atoms, k * m1, -1)
             message = (by_part[term.part] * sent[term.path]).view(atoms, k * m1, c)
             collected[term.part].append(torch.bmm(operator.transpose(1, 2), message))
         values: list[list[Tensor]] = [[] for _ in range(self.l_max + 1)]

@@ -1,0 +1,156 @@
+"""The sum over neighbours of eq. 9 and 10, for every path from features below to A.
+
+out[i, m3, p, c] = Σ_k Σ_{m1,m2} G_p[m1,m2,m3] · E_{l2}[e, m2] · R[pair(e), p, c] · s_{l1}[sender(e), m1, c]
+over the edges e = (i, k) that atom i receives. There are two forms of it: a compiled kernel, where there
+is one, and batched matrix products of PyTorch.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from ase import Atoms
+from torch import Tensor, nn
+
+from . import native
+from .batch import Batch, collate, make_graph
+from .edge_kernel import DTYPES, MAX_RANK_IN, Edges, Plan, native_edge_sum
+from .ict import scaled_coupling
+from .layers import concatenate, pair_to_slot, sender_to_slot
+from .paths import InteractionPath, interaction_paths
+
+
+class EdgeSum(nn.Module):
+    """Sender features and radial weights → sums over neighbours of every rank."""
+
+    packed: Tensor  # couplings as the kernel reads them
+
+    def __init__(self, paths: Sequence[InteractionPath], couplings: Sequence[np.ndarray], l_max: int) -> None:
+        """
+        Args:
+            paths: ordered by l3, then l1.
+            couplings: G [m1, m2, m3] of every path, normalised.
+            l_max: highest rank of the edge attributes.
+        """
+        super().__init__()
+        self.plan = Plan(paths, l_max)
+        self.register_buffer("packed", torch.from_numpy(self.plan.pack(couplings)), persistent=False)
+        for n, (p, g) in enumerate(zip(paths, couplings, strict=True)):
+            # [2l2+1, (2l1+1)(2l3+1)]: turns an edge attribute into the matrix that acts on the sender
+            matrix = g.transpose(1, 0, 2).reshape(2 * p.l2 + 1, -1).copy()
+            self.register_buffer(f"coupling{n}", torch.from_numpy(matrix), persistent=False)
+
+    def forward(
+        self, sent: Sequence[Tensor], weights: Tensor, batch: Batch, *, angular: Tensor
+    ) -> list[Tensor]:
+        """
+        Args:
+            sent: features of the senders by rank, [A, 2l+1, C].
+            weights: radial weights of pairs, [P+1, paths·C].
+            angular: edge attributes of all ranks, [A·K, (l_max+1)²]; zero in slots without an edge.
+
+        Returns:
+            By rank l, [A, 2l+1, C·(paths into l)].
+        """
+        library = compiled() if self._native(weights, angular, *sent) else None
+        if library is None:
+            return self.plain(sent, weights, batch, angular=angular)
+        return native_edge_sum(
+            Edges(library, self.plan, self.packed, batch), angular, weights, sent=sent
+        )
+
+    def _native(self, *tensors: Tensor) -> bool:
+        """Whether the kernel can do it: also of scalars alone, and for the smallest molecules, it is faster.
+
+        What records operations (torch.compile, make_fx) has to see those of PyTorch.
+        """
+        return (
+            self.plan.n_in <= MAX_RANK_IN + 1
+            and self.packed.dtype in DTYPES
+            and all(x.device.type == "cpu" and x.dtype == self.packed.dtype for x in tensors)
+            and not torch.compiler.is_compiling()
+            and torch.utils._python_dispatch._get_current_dispatch_mode() is None
+        )
+
+    def plain(
+        self, sent: Sequence[Tensor], weights: Tensor, batch: Batch, *, angular: Tensor
+    ) -> list[Tensor]:
+        """The form that says what is meant, in PyTorch alone: on any device, for any transformation."""
+        atoms, k, c, paths = len(batch.species), batch.slots, sent[0].shape[2], self.plan.paths
+        attributes = angular.split([2 * l + 1 for l in range(round(self.plan.width**0.5))], 1)  # noqa: E741
+        by_slot = pair_to_slot(weights, batch.slot_pair, batch.pair_slots)
+        by_path = by_slot.view(atoms, k, len(paths), 1, c).unbind(2)
+        gathered = [
+            sender_to_slot(x.reshape(atoms, -1), batch.slot_sender, batch.slot_reverse).view(
+                atoms, k, x.shape[1], c
+            )
+            for x in sent
+        ]
+        collected: list[list[Tensor]] = [[] for _ in self.plan.into]
+        for n, p in enumerate(paths):
+            operator = attributes[p.l2] @ getattr(self, f"coupling{n}")
+            operator = operator.view(atoms, k * (2 * p.l1 + 1), 2 * p.l3 + 1)
+            message = (by_path[n] * gathered[p.l1]).view(atoms, k * (2 * p.l1 + 1), c)
+            collected[p.l3].append(torch.bmm(operator.transpose(1, 2), message))
+        return [concatenate(parts, 2) for parts in collected]
+
+
+@functools.cache
+def compiled() -> ctypes.CDLL | None:
+    """The kernel, found to do what `EdgeSum.plain` does; None where PyTorch has to do it.
+
+    The first call compiles it, which takes some ten seconds, unless that has been done on this machine.
+    """
+    return native.library(agrees)
+
+
+def agrees(library: ctypes.CDLL) -> None:
+    """Compare values, first and second derivatives with those of `EdgeSum.plain` on five atoms.
+
+    Raises:
+        native.NativeError: they differ by more than round-off.
+    """
+    place = np.array([[0, 0, 0], [1, 0, 0], [0, 1.1, 0], [0.3, 0.2, 1.2], [2.1, 0.1, 0.4]])
+    graph = make_graph(Atoms("C5", positions=place), (6,), cutoff=1.5)
+    paths = interaction_paths(2, 3)
+    module = EdgeSum(paths, [scaled_coupling(*p) for p in paths], 3)
+    for dtype, tolerance in ((torch.float64, 1e-11), (torch.float32, 1e-4)):  # round-off, times a thousand
+        batch = collate([graph], 1)
+        with torch.inference_mode(False), torch.enable_grad():
+            error = _difference(module.to(dtype), library, batch, dtype=dtype)
+        if not error < tolerance:
+            raise native.NativeError(f"the compiled kernel is wrong by {error:.1e} in {dtype}")
+
+
+def _difference(module: EdgeSum, library: ctypes.CDLL, batch: Batch, *, dtype: torch.dtype) -> float:
+    """Largest deviation of the kernel, relative to the largest number of the same kind."""
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    atoms, c, plan = len(batch.species), 37, module.plan  # 37 channels: whole vectors, and a rest
+    real = (batch.slot_pair < len(batch.pair_i)).to(dtype).unsqueeze(1)
+    angular = (random(atoms * batch.slots, plan.width) * real).requires_grad_()
+    weights = random(len(batch.pair_i) + 1, len(plan.paths) * c).requires_grad_()
+    sent = [random(atoms, 2 * l + 1, c).requires_grad_() for l in range(plan.n_in)]  # noqa: E741
+    edges = Edges(library, plan, module.packed, batch)
+    seeds = [random(atoms, 2 * l + 1, n * c).requires_grad_() for l, n in enumerate(plan.into)]  # noqa: E741
+    forms = (
+        native_edge_sum(edges, angular, weights, sent=sent),
+        module.plain(sent, weights, batch, angular=angular),
+    )
+    found, inputs = [], [angular, weights, *sent]
+    for sums in forms:
+        first = torch.autograd.grad(sums, inputs, seeds, create_graph=True)
+        # of padding neither form says anything, and nothing comes of it
+        first = (first[0] * real, first[1][:-1], *first[2:])
+        value = torch.stack([x.square().sum() for x in first]).sum()
+        second = torch.autograd.grad(value, [*inputs, *seeds])
+        found.append([*sums, *first, second[0] * real, second[1][:-1], *second[2:]])
+    errors = [(a - b).abs().max() / b.abs().max() for a, b in zip(*found, strict=True)]
+    return float(torch.stack(errors).detach().max())  # NaN if there is one
