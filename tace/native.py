@@ -23,7 +23,7 @@ from pathlib import Path
 
 log = logging.getLogger("tace")
 
-SOURCE = "edge_sum.cpp"
+SOURCES = ("edge_sum.cpp", "edge_sum.h")  # the first is compiled
 BASE = ("-std=c++17", "-O3", "-fPIC", "-shared", "-w")
 # the first that the compiler takes: this machine's instructions and threads, then less
 CHOICES = (("-march=native", "-fopenmp"), ("-mcpu=native", "-fopenmp"), ("-fopenmp",), ())
@@ -101,7 +101,7 @@ def cache_folder() -> Path:
 
 def _stem() -> str:
     """Of the names of all libraries of this source and machine."""
-    return f"edge_sum-{_key(_source(), repr((BASE, CHOICES)), _cpu())}"
+    return f"edge_sum-{_key(*_sources().values(), repr((BASE, CHOICES)), _cpu())}"
 
 
 def _path() -> Path:
@@ -113,8 +113,9 @@ def _key(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
-def _source() -> str:
-    return (resources.files("tace") / "kernels" / SOURCE).read_text(encoding="utf-8")
+def _sources() -> dict[str, str]:
+    folder = resources.files("tace") / "kernels"
+    return {name: (folder / name).read_text(encoding="utf-8") for name in SOURCES}
 
 
 def _compiler() -> list[str]:
@@ -167,10 +168,11 @@ def _compile(path: Path) -> None:
     """
     command = _compiler()
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    log.info("compiling %s for this machine, once", SOURCE)
+    log.info("compiling %s for this machine, once", SOURCES[0])
     with tempfile.TemporaryDirectory(dir=path.parent, prefix="building-") as folder:
-        source, made = Path(folder) / SOURCE, Path(folder) / "made.so"
-        source.write_text(_source(), encoding="utf-8")
+        source, made = Path(folder) / SOURCES[0], Path(folder) / "made.so"
+        for name, text in _sources().items():
+            (Path(folder) / name).write_text(text, encoding="utf-8")
         message = ""
         for choice in CHOICES:
             done = subprocess.run(

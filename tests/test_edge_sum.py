@@ -320,11 +320,14 @@ def test_whatever_prevents_a_build_is_a_line_in_the_log(
 
 
 def test_a_kernel_that_computes_something_else_is_not_used(library, tmp_path, monkeypatch, caplog, anew):
-    source = native._source()
-    wrong = source.replace("sum += load<true>(group.matrix", "sum -= load<true>(group.matrix")
-    assert wrong != source
+    sources = native._sources()
+    wrong = {
+        name: text.replace("sum += load<true>(group.matrix", "sum -= load<true>(group.matrix")
+        for name, text in sources.items()
+    }
+    assert wrong != sources
     monkeypatch.setenv("TACE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(native, "_source", lambda: wrong)
+    monkeypatch.setattr(native, "_sources", lambda: wrong)
     monkeypatch.setattr(native, "BASE", ("-std=c++17", "-O0", "-fPIC", "-shared", "-w"))
     monkeypatch.setattr(native, "CHOICES", ((),))
     with caplog.at_level(logging.INFO, logger="tace"):
