@@ -23,7 +23,7 @@ from pathlib import Path
 
 log = logging.getLogger("tace")
 
-SOURCES = ("edge_sum.cpp", "edge_sum.h")  # the first is compiled
+SOURCES = ("edge_sum.cpp", "product.cpp", "edge_sum.h")  # .cpp is compiled, all of it into one library
 BASE = ("-std=c++17", "-O3", "-fPIC", "-shared", "-w")
 # the first that the compiler takes: this machine's instructions and threads, then less
 CHOICES = (("-march=native", "-fopenmp"), ("-mcpu=native", "-fopenmp"), ("-fopenmp",), ())
@@ -37,19 +37,20 @@ class NativeError(Exception):
     """Why there is no library; never reaches users."""
 
 
-def library(check: Check) -> ctypes.CDLL | None:
+def library(check: Check, what: str = "edge sum") -> ctypes.CDLL | None:
     """The compiled kernels, or None, with a line in the log, where PyTorch has to do.
 
     Args:
         check: raises NativeError if a library computes something else than it should.
+        what: that it is wanted for.
     """
     try:
         if os.environ.get("TACE_NATIVE", "1").strip() == "0":
-            log.info("TACE_NATIVE=0: edge sums by PyTorch")
+            log.info("TACE_NATIVE=0: %s by PyTorch", what)
             return None
         return _load(check)
     except (NativeError, OSError, subprocess.SubprocessError) as error:
-        log.warning("no compiled edge sums, PyTorch does them more slowly: %s", error)
+        log.warning("no compiled %s, PyTorch does it more slowly: %s", what, error)
         return None
 
 
@@ -101,7 +102,7 @@ def cache_folder() -> Path:
 
 def _stem() -> str:
     """Of the names of all libraries of this source and machine."""
-    return f"edge_sum-{_key(*_sources().values(), repr((BASE, CHOICES)), _cpu())}"
+    return f"kernels-{_key(*_sources().values(), repr((BASE, CHOICES)), _cpu())}"
 
 
 def _path() -> Path:
@@ -168,15 +169,16 @@ def _compile(path: Path) -> None:
     """
     command = _compiler()
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    log.info("compiling %s for this machine, once", SOURCES[0])
+    units = [name for name in SOURCES if name.endswith(".cpp")]
+    log.info("compiling %s for this machine, once", " and ".join(units))
     with tempfile.TemporaryDirectory(dir=path.parent, prefix="building-") as folder:
-        source, made = Path(folder) / SOURCES[0], Path(folder) / "made.so"
+        sources, made = [str(Path(folder) / name) for name in units], Path(folder) / "made.so"
         for name, text in _sources().items():
             (Path(folder) / name).write_text(text, encoding="utf-8")
         message = ""
         for choice in CHOICES:
             done = subprocess.run(
-                [*command, *BASE, *choice, str(source), "-o", str(made)],
+                [*command, *BASE, *choice, *sources, "-o", str(made)],
                 capture_output=True, text=True, timeout=TIMEOUT_S, check=False,
             )  # fmt: skip
             if done.returncode == 0 and made.exists():

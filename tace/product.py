@@ -1,11 +1,14 @@
 """Product basis: symmetric powers of A up to the correlation order (TACE eqs. 11 and 12).
 
-Layout is component-major, [rows, A, C]: the couplings of one order are then one matrix product between a
-constant [rows, products] and the elementwise products of the previous order with A.
+There are two forms: a compiled kernel, where there is one, and PyTorch's. The layout of the latter is
+component-major, [rows, A, C]: the couplings of one order are then one matrix product between a constant
+[rows, products] and the elementwise products of the previous order with A.
 """
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -14,9 +17,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from . import native
 from .ict import scaled_coupling
 from .layers import concatenate, draw
-from .paths import InteractionPath, Levels, ProductPath, components, normaliser, product_coupling
+from .paths import (
+    InteractionPath,
+    Levels,
+    ProductPath,
+    components,
+    normaliser,
+    product_coupling,
+    product_paths,
+)
+from .product_kernel import DTYPES, Basis, Place, Shapes, Terms, native_product, tables
 
 
 class _Block(NamedTuple):
@@ -118,6 +131,30 @@ def _higher_order(
     return matrix, blocks
 
 
+def _terms(matrix: np.ndarray, left: np.ndarray, right: np.ndarray, *, first: int) -> Terms:
+    """The entries of a constant [rows, products] that are not zero; `first`: number of its first row."""
+    row, column = np.nonzero(np.abs(matrix) > 1e-14 * np.abs(matrix).max(initial=1e-300))
+    return Terms(row + first, left[column], right[column], matrix[row, column])
+
+
+def _factors(
+    below: Sequence[ProductPath], blocks: Sequence[_Block], *, start: np.ndarray, first: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Number of the row and of the component of A in every product, in the order of the blocks.
+
+    Args:
+        below: paths of the order below, of which `first` is the number of the first row.
+        start: number of the first component of every rank.
+    """
+    rows, left, right = _row_numbers(below), [], []
+    for block in blocks:
+        own = np.array(rows[block.parent]) + first
+        a = start[block.l2] + np.arange(block.width)
+        left.append(own if block.diagonal else np.repeat(own, len(a)))
+        right.append(a if block.diagonal else np.tile(a, len(own)))
+    return np.concatenate(left), np.concatenate(right)
+
+
 def highest(a: Tensor, l: int) -> Tensor:  # noqa: E741
     """Symmetric traceless part [A, 2l+1, C] of A of rank l."""
     return a if a.shape[1] == 2 * l + 1 else a[:, : 2 * l + 1]
@@ -132,6 +169,8 @@ class ProductBasis(nn.Module):
 
     first: Tensor  # [products] factors of the second order
     second: Tensor
+    table: Tensor  # as the kernel reads them
+    coefficients: Tensor
 
     def __init__(
         self, levels: Levels, l_max: int, outputs: Sequence[int], norm: str, *, l_in: int = 0
@@ -141,15 +180,44 @@ class ProductBasis(nn.Module):
         couplings = _Couplings(l_max, l_in, norm)
         self.widths = couplings.widths()
         self.blocks: list[list[_Block]] = []
-        if len(levels) > 1:
-            matrix, first, second = _second_order(levels[1], couplings)
-            self.register_buffer("matrix2", torch.from_numpy(matrix), persistent=False)
-            self.register_buffer("first", torch.from_numpy(first), persistent=False)
-            self.register_buffer("second", torch.from_numpy(second), persistent=False)
+        if len(levels) == 1:
+            return
+        start = np.cumsum([0, *self.widths])
+        first_row = [0, int(start[-1])]  # of every order
+        matrix, left, right = _second_order(levels[1], couplings)
+        self.register_buffer("matrix2", torch.from_numpy(matrix), persistent=False)
+        self.register_buffer("first", torch.from_numpy(left), persistent=False)
+        self.register_buffer("second", torch.from_numpy(right), persistent=False)
+        terms = [_terms(matrix, left, right, first=first_row[1])]
         for order in range(3, len(levels) + 1):
+            below = levels[order - 2]
             matrix, blocks = _higher_order(levels[order - 1], couplings)
             self.register_buffer(f"matrix{order}", torch.from_numpy(matrix), persistent=False)
             self.blocks.append(blocks)
+            left, right = _factors(below, blocks, start=start, first=first_row[-1])
+            first_row.append(first_row[-1] + sum(2 * p.l3 + 1 for p in below))
+            terms.append(_terms(matrix, left, right, first=first_row[-1]))
+        self.shapes = self._shapes(first_row)
+        nodes = first_row[-1] + len(matrix)
+        joined = Terms(*(np.concatenate(each) for each in zip(*terms, strict=True)))
+        table, coefficients = tables(joined, self.shapes, nodes)
+        self.register_buffer("table", table, persistent=False)
+        self.register_buffer("coefficients", coefficients, persistent=False)
+
+    def _shapes(self, first_row: Sequence[int]) -> Shapes:
+        """Where outputs go: by order, within it by path."""
+        start, places = np.cumsum([0, *self.widths]), {}
+        paths = dict.fromkeys(self.outputs, 1)
+        for n, l in enumerate(self.outputs):  # noqa: E741
+            places.update({int(start[l]) + m: Place(n, m, 0) for m in range(2 * l + 1)})
+        for level, first in zip(self.levels[1:], first_row[1:], strict=True):
+            for path, own in zip(level, _row_numbers(level), strict=True):
+                if path.l3 in paths:
+                    at = self.outputs.index(path.l3), paths[path.l3]
+                    places.update({first + row: Place(at[0], m, at[1]) for m, row in enumerate(own)})
+                    paths[path.l3] += 1
+        sizes = tuple((2 * l + 1, paths[l]) for l in self.outputs)  # noqa: E741
+        return Shapes(tuple(self.widths), sizes, places)
 
     def features_per_rank(self) -> dict[int, int]:
         """n_l of each output rank."""
@@ -159,6 +227,30 @@ class ProductBasis(nn.Module):
         }
 
     def forward(self, a: Sequence[Tensor]) -> list[Tensor]:
+        library = compiled() if self._native(a) else None
+        if library is None:
+            return self.plain(a)
+        return native_product(self.basis(library), a)
+
+    def basis(self, library: ctypes.CDLL) -> Basis:
+        """As the kernel sees it."""
+        return Basis(library, self.shapes, self.table, self.coefficients, self.plain)
+
+    def _native(self, a: Sequence[Tensor]) -> bool:
+        """Whether the kernel can do it.
+
+        What records operations (torch.compile, make_fx) has to see those of PyTorch.
+        """
+        return (
+            len(self.levels) > 1
+            and self.coefficients.dtype in DTYPES
+            and all(x.device.type == "cpu" and x.dtype == self.coefficients.dtype for x in a)
+            and not torch.compiler.is_compiling()
+            and torch.utils._python_dispatch._get_current_dispatch_mode() is None
+        )
+
+    def plain(self, a: Sequence[Tensor]) -> list[Tensor]:
+        """The form that says what is meant, in PyTorch alone: on any device, for any transformation."""
         atoms, channels = a[0].shape[0], a[0].shape[2]
         if len(self.levels) > 1:
             stacked = concatenate([x.transpose(0, 1) for x in a], 0)  # [Σ 2l+1, A, C]
@@ -176,12 +268,9 @@ class ProductBasis(nn.Module):
                     [self._products(below, by_rank, block) for block in self.blocks[order - 3]], 0
                 )
             matrix = getattr(self, f"matrix{order}")
-            values = matrix @ terms.reshape(matrix.shape[1], -1)
-            below = self._split(values.view(-1, atoms, channels), level, collected)
-        return [
-            concatenate(collected[l], 2).reshape(atoms, 2 * l + 1, -1)
-            for l in self.outputs  # noqa: E741
-        ]
+            values = matrix @ terms.reshape(matrix.shape[1], atoms * channels)
+            below = self._split(values.view(len(matrix), atoms, channels), level, collected)
+        return [concatenate(collected[l], 2).flatten(2) for l in self.outputs]  # noqa: E741
 
     def _split(
         self, values: Tensor, level: Sequence[ProductPath], collected: dict[int, list[Tensor]]
@@ -205,6 +294,47 @@ class ProductBasis(nn.Module):
         if block.diagonal:
             return left * right
         return (left.unsqueeze(1) * right.unsqueeze(0)).flatten(0, 1)
+
+
+@functools.cache
+def compiled() -> ctypes.CDLL | None:
+    """The kernel, found to do what `ProductBasis.plain` does; None where PyTorch has to do it."""
+    return native.library(agrees, "product basis")
+
+
+def agrees(library: ctypes.CDLL) -> None:
+    """Compare values, first and second derivatives with those of `ProductBasis.plain` on three atoms.
+
+    Raises:
+        native.NativeError: they differ by more than round-off.
+    """
+    levels = product_paths(2, 3, (0, 1), "official")
+    module = ProductBasis(levels, 2, (0, 1), "unit")
+    for dtype, tolerance in ((torch.float64, 1e-11), (torch.float32, 1e-4)):  # round-off, times a thousand
+        with torch.inference_mode(False), torch.enable_grad():
+            error = _difference(module.to(dtype), library, dtype)
+        if not error < tolerance:
+            raise native.NativeError(f"the compiled product basis is wrong by {error:.1e} in {dtype}")
+
+
+def _difference(module: ProductBasis, library: ctypes.CDLL, dtype: torch.dtype) -> float:
+    """Largest deviation of the kernel, relative to the largest number of the same kind."""
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> Tensor:
+        numbers = torch.randn(shape, generator=generator, dtype=torch.float64)
+        return numbers.to(dtype).requires_grad_()
+
+    c = 125  # channels: blocks of every width, and a rest
+    a = [random(3, n, c) for n in module.widths]
+    seeds = [random(3, m, n * c) for m, n in module.shapes.outputs]
+    found = []
+    for products in (native_product(module.basis(library), a), module.plain(a)):
+        first = torch.autograd.grad(products, a, seeds, create_graph=True)
+        value = torch.stack([x.square().sum() for x in first]).sum()
+        found.append([*products, *first, *torch.autograd.grad(value, [*a, *seeds])])
+    errors = [(x - y).abs().max() / y.abs().max() for x, y in zip(*found, strict=True)]
+    return float(torch.stack(errors).detach().max())  # NaN if there is one
 
 
 class PathMix(nn.Module):
