@@ -66,6 +66,7 @@ $(STAMP): pyproject.toml constraints.txt $(TORCH)
 	  >> $(VENV)/constraints.txt
 	@echo "installing alchemy and what it needs"
 	@$(PIP) install -qq -c $(VENV)/constraints.txt -e '.[demo,dev]'
+	@$(BIN)/python -m tace.native
 	@rm -f $(UNFINISHED)
 	@touch $@
 

@@ -80,6 +80,20 @@ def _machine() -> Iterator[Finding]:
         yield Finding("GPU", True, ", ".join(names))
     else:
         yield Finding("GPU", None, "none that this build of torch can use; the CPU does the work")
+    yield _kernels()
+
+
+def _kernels() -> Finding:
+    from tace import edge_sum, native, product
+
+    if edge_sum.compiled() is not None and product.compiled() is not None:
+        return Finding("kernels", True, f"compiled for this machine, {native.build()}")
+    return Finding(
+        "kernels",
+        None,
+        "PyTorch does all the work, which takes two to four times as long on a CPU: no C++ compiler was "
+        "found (install g++ or clang++), it failed, or TACE_NATIVE=0; `python -m tace.native` says which",
+    )
 
 
 def _store() -> Finding:
