@@ -86,6 +86,32 @@ class _Concatenate(torch.autograd.Function):
         return (None, *grads[0].split(ctx.sizes, ctx.dim))
 
 
+class _FrozenElementProduct(torch.autograd.Function):
+    """x [A, ..., n], W [Z, n, m] without gradient → x·W[z], atoms sorted by element.
+
+    Rows of the result are written in place: nothing is split or put together, in no derivative.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, counts: tuple[int, ...]) -> Tensor:
+        ctx.save_for_backward(weight)
+        ctx.counts = counts
+        out = x.new_empty(*x.shape[:-1], weight.shape[2])
+        rows, into = x.reshape(-1, x.shape[-1]), out.view(-1, weight.shape[2])
+        each, start = math.prod(x.shape[1:-1]), 0
+        for z, count in enumerate(counts):
+            if count:
+                stop = start + count * each
+                torch.mm(rows[start:stop], weight[z], out=into[start:stop])
+                start = stop
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (weight,) = ctx.saved_tensors
+        return _FrozenElementProduct.apply(grads[0], weight.transpose(1, 2), ctx.counts), None, None
+
+
 def pair_to_slot(x: Tensor, slot_pair: Tensor, pair_slots: Tensor) -> Tensor:
     """[P+1, R] → [A·K, R] by the pair of each slot."""
     return _PairToSlot.apply(x, slot_pair, pair_slots)
@@ -139,6 +165,8 @@ class ElementLinear(nn.Module):
         weights = self.weight.unbind(0)
         if len(present) == 1:
             return x @ weights[present[0]]
+        if not self.weight.requires_grad:
+            return _FrozenElementProduct.apply(x, self.weight, counts)
         parts = x.split([counts[z] for z in present], 0)
         return concatenate([p @ weights[z] for p, z in zip(parts, present, strict=True)], 0)
 

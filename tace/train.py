@@ -101,6 +101,7 @@ class Trainer:
                 for gain, members in sorted(groups.items())
             ],
             amsgrad=settings.amsgrad,
+            fused=True,  # one pass over each parameter
         )
         self.average = [p.detach().clone() for p in self.parameters]
         self.best = [p.detach().clone() for p in self.parameters]

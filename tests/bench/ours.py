@@ -96,7 +96,9 @@ class ClippedAdam(torch.optim.Adam):
         self.gains = torch.tensor([gain for _, gain in named])
         self.members = [parameter for parameter, _ in named]
         super().__init__(
-            [{"params": group, "lr": lr * gain} for gain, group in groups.items()], amsgrad=True
+            [{"params": group, "lr": lr * gain} for gain, group in groups.items()],
+            amsgrad=True,
+            fused=True,
         )
 
     @torch.no_grad()
