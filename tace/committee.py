@@ -21,6 +21,7 @@ from .derivatives import Leaves, differentiate, gradient, make_leaves, strained_
 from .errors import DataError, TaceError
 from .geometry import Geometry
 from .io import load_model
+from .memory import keep_freed_memory
 from .model import Tace
 from .prediction import CommitteePrediction
 
@@ -45,6 +46,7 @@ class Committee:
             if member.dtype != members[0].dtype:
                 raise TaceError(f"members differ in dtype: {members[0].dtype} and {member.dtype}")
         self.members = tuple(members)
+        keep_freed_memory()
         for member in self.members:
             member.eval().requires_grad_(False)
 

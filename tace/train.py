@@ -23,6 +23,7 @@ from .errors import TrainingError
 from .io import read_archive, write_archive
 from .layers import gains
 from .loss import loss
+from .memory import keep_freed_memory
 from .model import Tace
 from .offsets import fit_offsets
 from .settings import TrainSettings
@@ -81,6 +82,7 @@ class Trainer:
     ) -> None:
         if not train:
             raise TrainingError("the training set is empty")
+        keep_freed_memory()
         self.model, self.train, self.valid, self.settings = model, train, valid, settings
         self.order = draw_order(
             np.array([s.graph.fidelity for s in train]),

@@ -16,6 +16,7 @@ from tace.config import TaceConfig
 from tace.data import Labelled
 from tace.derivatives import evaluate
 from tace.layers import gains
+from tace.memory import keep_freed_memory
 from tace.model import Tace
 from tace.reference import mean_neighbors
 
@@ -49,6 +50,7 @@ def build(
         rms_forces: of force components, eV/Å; the model's scale is of the vector norm, √3 larger.
         sizes: other settings of `TaceConfig`.
     """
+    keep_freed_memory()
     config = TaceConfig(
         elements=tuple(sorted(elements)),
         cutoff_A=cutoff,
