@@ -9,6 +9,7 @@ import numpy as np
 
 from tace.data import Labelled
 
+from .conditions import with_conditions
 from .store import LabelRow, Snapshot, Store
 
 TRAIN, TEST, ISOLATED = "train", "test", "isolated"
@@ -20,14 +21,15 @@ def open_snapshot(path: Path, as_of: int) -> Snapshot:
 
 
 def labelled(snapshot: Snapshot, rows: Iterable[LabelRow]) -> list[Labelled]:
-    """Rows as the model package takes them."""
+    """Rows as the model package takes them, with all labels, and conditions on the atoms."""
     return [
         Labelled(
-            atoms=snapshot.structure(row.structure_uid),
+            atoms=with_conditions(snapshot.structure(row.structure_uid), row.conditions),
             fidelity=row.fidelity,
             energy_eV=row.energy_eV,
             forces_eV_per_A=row.forces_eV_per_A,
             stress_eV_per_A3=row.stress_eV_per_A3,
+            labels=dict(row.properties),
             name=f"{row.structure_uid[:8]} at {row.fidelity}",
         )
         for row in rows
@@ -51,6 +53,8 @@ def isolated_energies(
     """Energies of isolated atoms (eV) by fidelity and atomic number, as far as they were computed."""
     table: dict[str, dict[int, float]] = {}
     for row in rows_of(snapshot, ISOLATED, fidelities):
+        if row.energy_eV is None:
+            continue
         number = int(snapshot.structure(row.structure_uid).numbers[0])
         table.setdefault(row.fidelity, {})[number] = row.energy_eV
     return table

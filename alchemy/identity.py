@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -44,9 +45,43 @@ def content_hash(document: Any) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def label_key(uid: str, fidelity: str, fingerprint: str, replica: int = 0) -> str:
-    """The identity of one label: structure × fidelity × physics; replica > 0 measures label noise."""
-    return content_hash(["alchemy-label-1", uid, fidelity, fingerprint, replica])
+def canonical_uid(atoms: Atoms) -> str:
+    """32 hex digits that do not change with the order of atoms, periodic images, or 1e-4 Å.
+
+    For finding the same structure in files of fewer digits; best effort: two structures on different
+    sides of a rounding edge differ, and so do rotated ones.
+    """
+    numbers, positions = np.asarray(atoms.numbers), np.asarray(atoms.positions, np.float64)
+    cell, periodic = np.asarray(atoms.cell, np.float64), np.asarray(atoms.pbc, bool)
+    full = np.where(periodic[:, None] | (np.abs(cell).sum(1) > 0)[:, None], cell, np.eye(3))
+    grid = 1e3
+    if periodic.any() and abs(np.linalg.det(full)) > 1e-6:
+        fractions = np.linalg.solve(full.T, positions.T).T
+        steps = np.where(periodic, np.floor(fractions + 1e-6), 0.0)
+        positions = positions - steps @ full
+    rounded = np.rint(positions * grid).astype("<i8")
+    order = np.lexsort((rounded[:, 2], rounded[:, 1], rounded[:, 0], numbers))
+    charge, multiplicity = charge_and_multiplicity(atoms)
+    digest = hashlib.blake2b(b"alchemy-canon-1", digest_size=16)
+    digest.update(struct.pack("<i3?ii", len(atoms), *periodic.tolist(), charge, multiplicity))
+    digest.update(numbers[order].astype("u1").tobytes())
+    digest.update((rounded - rounded[order[0]])[order].astype("<i8").tobytes())
+    digest.update(np.rint(cell * grid).astype("<i8").tobytes())
+    return digest.hexdigest()
+
+
+def label_key(
+    uid: str,
+    fidelity: str,
+    fingerprint: str,
+    replica: int = 0,
+    conditions: Mapping[str, Any] | None = None,
+) -> str:
+    """The identity of one label: structure × fidelity × physics × conditions; replica > 0 measures noise."""
+    if not conditions:
+        return content_hash(["alchemy-label-1", uid, fidelity, fingerprint, replica])
+    values = {name: snap(np.asarray(value)).tolist() for name, value in conditions.items()}
+    return content_hash(["alchemy-label-2", uid, fidelity, fingerprint, replica, values])
 
 
 def seed_for(campaign_seed: int, *path: int | str) -> int:

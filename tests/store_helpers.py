@@ -38,7 +38,7 @@ def same(a, b):
     """Equality of rows; NaN equals NaN and arrays are compared by value."""
     for name, value in vars(a).items():
         other = getattr(b, name)
-        if name == "properties":
+        if name in ("properties", "conditions"):
             assert value.keys() == other.keys()
             for key in value:
                 np.testing.assert_array_equal(value[key], other[key])

@@ -192,7 +192,7 @@ def test_a_retraction_hides_a_label_and_lets_it_be_made_again(store):
         ({"stress_eV_per_A3": np.zeros((3, 3))}, r"should be \(6,\)"),
         ({"stress_eV_per_A3": np.full(6, np.inf)}, "NaN or inf"),
         ({"structure_uid": "0" * 31 + "1"}, "neither in the store nor in this commit"),
-        ({"properties": {"dipol": np.zeros(3)}}, "unknown property 'dipol'; known: dipole"),
+        ({"properties": {"dipol": np.zeros(3)}}, "unknown property 'dipol'; did you mean 'dipole'"),
         ({"properties": {"dipole": np.zeros(4)}}, r"dipole has shape \(4,\)"),
         ({"key": "xyz"}, "labels: key"),
         ({"key": "ab"}, "32 hex digits"),

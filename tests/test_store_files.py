@@ -127,7 +127,7 @@ def test_a_newer_format_is_refused_and_says_so(store, monkeypatch):
     monkeypatch.setattr("alchemy.store.segment.FORMAT_VERSION", "2.0")
     store.append(structures=[water()])
     monkeypatch.undo()
-    with pytest.raises(StoreError, match=r"format 2\.0 is newer than the 1\.0"):
+    with pytest.raises(StoreError, match=r"format 2\.0 is newer than the 1\.1"):
         Store(store.path).snapshot()
 
 

@@ -2,6 +2,7 @@
 
 from alchemy.store.export import export_extxyz
 from alchemy.store.rows import (
+    CONDITIONS,
     PROPERTIES,
     EventRow,
     FailureRow,
@@ -16,6 +17,7 @@ from alchemy.store.store import Store
 from alchemy.store.table import Table
 
 __all__ = [
+    "CONDITIONS",
     "PROPERTIES",
     "EventRow",
     "FailureRow",

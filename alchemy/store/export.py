@@ -74,7 +74,8 @@ def _attach(atoms: Atoms, row: LabelRow, *, ref_keys: bool) -> None:
         present = {name: value for name, value in results.items() if value is not None}
         atoms.calc = SinglePointCalculator(atoms, **present)
         return
-    atoms.info[f"{PREFIX}energy"] = row.energy_eV
+    if row.energy_eV is not None:
+        atoms.info[f"{PREFIX}energy"] = row.energy_eV
     if row.forces_eV_per_A is not None:
         atoms.arrays[f"{PREFIX}forces"] = row.forces_eV_per_A
     if row.stress_eV_per_A3 is not None:

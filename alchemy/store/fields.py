@@ -10,6 +10,7 @@ from ase.data import chemical_symbols
 
 from alchemy.errors import QueryError
 from alchemy.store.query import Codes
+from alchemy.store.rows import CONDITIONS, PROPERTIES
 from alchemy.store.schema import id_texts
 from alchemy.store.syntax import Z_OF
 
@@ -170,6 +171,18 @@ def _birth_round(view: View) -> np.ndarray:
     return np.where(found < 0, np.nan, found)
 
 
+def _condition(name: str) -> Callable[[View], np.ndarray]:
+    def load(view: View) -> np.ndarray:
+        values = view.snapshot.named("conditions", name)[view.raw]
+        return values if values.ndim == 1 else np.sqrt((values**2).sum(axis=1))
+
+    return load
+
+
+def _has(field: str, name: str) -> Callable[[View], np.ndarray]:
+    return lambda view: view.snapshot.has_named(field, name)[view.raw].astype(float)
+
+
 def _has_forces(view: View) -> np.ndarray:
     return np.isfinite(_max_force(view)).astype(float)
 
@@ -197,6 +210,7 @@ STRUCTURE_FIELDS: dict[str, Field] = {
     "n_atoms": Field("integer", "number of atoms (alias natoms)", _own("n_atoms")),
     "formula": Field("formula", "chemical formula, elements in any order", _own_text("formula")),
     "elements": Field("elements", "set of elements: 'Pd' in elements", _masks),
+    "canon": Field("text", "the same for any order of atoms and periodic image", _own_id("canon_uid")),
     "charge": Field("integer", "total charge, e", _own("charge")),
     "multiplicity": Field("integer", "2S+1; unset when 0", _own("multiplicity", 0)),
     "volume": Field("number", "cell volume, Å³; unset unless periodic in 3 directions", _volume),
@@ -224,6 +238,15 @@ LABEL_FIELDS: dict[str, Field] = {
     "created": Field("number", "when, unix time, s", _own("created")),
     "replica": Field("integer", "number of the repetition, from 0", _own("replica")),
     "attempt": Field("integer", "number of the try, from 1", _own("attempt")),
+    **{
+        name: Field("number", f"condition: {spec.description}, {spec.unit or '1'}", _condition(name))
+        for name, spec in CONDITIONS.items()
+        if spec.scope == "structure"
+    },
+    **{
+        f"has_{name}": Field("bool", f"{spec.description} was computed", _has("properties", name))
+        for name, spec in PROPERTIES.items()
+    },
 }
 PREDICTION_FIELDS: dict[str, Field] = {
     "model_set": Field("text", "hash of the committee", _own_text("model_set")),

@@ -8,19 +8,25 @@ from typing import Any, Protocol
 
 import numpy as np
 from ase import Atoms
+from ase.constraints import FixAtoms
 
 from alchemy.errors import StoreError
-from alchemy.identity import charge_and_multiplicity, snap, structure_uid
+from alchemy.identity import canonical_uid, charge_and_multiplicity, label_key, snap, structure_uid
+from alchemy.store.named import rows_of_atoms
 from alchemy.store.rows import (
+    CONDITIONS,
     PROPERTIES,
     Batch,
     LabelRow,
     PredictionRow,
+    PropertySpec,
     RegistryRow,
     RetractionRow,
     SplitRow,
     StructureRow,
 )
+from tace.units import UnitError, parse_unit
+from tace.wording import hint
 
 MAX_ATOMIC_NUMBER = 118
 
@@ -33,6 +39,7 @@ class Known(Protocol):
     def label_is_ok(self, key: str) -> bool | None: ...
     def part_of(self) -> dict[str, str]: ...
     def registry(self) -> dict[str, dict[str, Any]]: ...
+    def quantities(self) -> dict[str, PropertySpec]: ...
 
 
 def structure_row(atoms: Atoms) -> StructureRow:
@@ -58,29 +65,81 @@ def structure_row(atoms: Atoms) -> StructureRow:
         multiplicity=multiplicity,
         elements=elements,
         formula=atoms.get_chemical_formula(mode="hill"),
+        canon_uid=canonical_uid(atoms),
+        extra=_extra(atoms),
     )
 
 
+def _extra(atoms: Atoms) -> dict[str, np.ndarray]:
+    """Arrays that describe the atoms; those of zeros only are left out."""
+    fixed = np.zeros(len(atoms))
+    for constraint in atoms.constraints:
+        if isinstance(constraint, FixAtoms):
+            fixed[constraint.index] = 1
+    moments = atoms.arrays.get("initial_magmoms", np.zeros(0))
+    found = {
+        "tags": atoms.arrays.get("tags"),
+        "fixed": atoms.arrays.get("fixed", fixed),
+        "initial_charges": atoms.arrays.get("initial_charges"),
+        "initial_magmoms" if moments.ndim == 1 else "initial_magmoms_xyz": moments,
+    }
+    arrays = {name: np.asarray(a, np.float64) for name, a in found.items() if a is not None}
+    return {name: a for name, a in arrays.items() if a.any() and np.isfinite(a).all()}
+
+
 def select_new(
-    known: Known, given: Mapping[str, Sequence[Any]], registry: Mapping[str, dict[str, Any]]
+    known: Known,
+    given: Mapping[str, Sequence[Any]],
+    registry: Mapping[str, dict[str, Any]],
+    quantities: Mapping[str, PropertySpec] | None = None,
 ) -> Batch:
-    """The rows of an append that are not in the store yet, checked. Raises StoreError."""
+    """The rows of an append that are not in the store yet, checked. Raises StoreError.
+
+    quantities: labels beyond `PROPERTIES` that the rows carry, unless the store has them already.
+    """
     structures: dict[str, StructureRow] = {}
     for atoms in given["structures"]:
         row = structure_row(atoms)
         if row.uid not in known:
             structures.setdefault(row.uid, row)
     sizes = _Sizes(known, structures)
+    declared = _declared(known, quantities or {}) if given["labels"] else {}
     return Batch(
         structures=list(structures.values()),
-        labels=_new_labels(known, given["labels"], sizes),
+        labels=_new_labels(known, given["labels"], sizes, {**PROPERTIES, **declared}),
         predictions=[_checked_prediction(row, sizes) for row in given["predictions"]],
         events=list(given["events"]),
         failures=list(given["failures"]),
         splits=_new_splits(known, given["splits"], sizes),
         retractions=[_checked_retraction(known, row) for row in given["retractions"]],
         registry=_new_documents(known, registry),
+        declared=declared,
     )
+
+
+def _declared(known: Known, given: Mapping[str, PropertySpec]) -> dict[str, PropertySpec]:
+    """Quantities that the store has or this commit brings; one name means one thing."""
+    found = {**PROPERTIES, **known.quantities()}
+    for name, spec in given.items():
+        if not name.isidentifier():
+            raise StoreError(f"quantity {name!r}: a name is made of letters, digits and _")
+        if spec.scope not in ("structure", "atom") or any(n < 1 for n in spec.tail):
+            raise StoreError(f"quantity {name!r}: scope is 'structure' or 'atom', found {spec.scope!r}")
+        try:
+            parse_unit(spec.unit or "e")
+        except UnitError as error:
+            raise StoreError(f"quantity {name!r}: {error}; '' is a pure number") from None
+        own = found.setdefault(name, spec)
+        if (own.scope, own.tail, own.unit) != (spec.scope, spec.tail, spec.unit):
+            raise StoreError(
+                f"quantity {name!r} is {_words(spec)} here but {_words(own)} in the store; "
+                "convert it, or give it another name"
+            )
+    return {name: spec for name, spec in found.items() if name not in PROPERTIES}
+
+
+def _words(spec: PropertySpec) -> str:
+    return f"per {spec.scope}, shape {spec.tail}, in {spec.unit or 'no unit'}"
 
 
 class _Sizes:
@@ -97,10 +156,12 @@ class _Sizes:
         return self.known.atom_count(uid)
 
 
-def _new_labels(known: Known, labels: Iterable[LabelRow], sizes: _Sizes) -> list[LabelRow]:
+def _new_labels(
+    known: Known, labels: Iterable[LabelRow], sizes: _Sizes, specs: Mapping[str, PropertySpec]
+) -> list[LabelRow]:
     new, ok = [], set()
     for label in labels:
-        _check_label(label, sizes.of(label.structure_uid, f"label {label.key}"))
+        _check_label(label, sizes.of(label.structure_uid, f"label {label.key}"), specs)
         if label.key in ok or known.label_is_ok(label.key):
             continue
         new.append(label)
@@ -109,30 +170,59 @@ def _new_labels(known: Known, labels: Iterable[LabelRow], sizes: _Sizes) -> list
     return new
 
 
-def _check_label(label: LabelRow, n_atoms: int) -> None:
+def _check_label(label: LabelRow, n_atoms: int, specs: Mapping[str, PropertySpec]) -> None:
     who = f"label {label.key} ({label.fidelity})"
-    shapes: dict[str, tuple[Any, tuple[int, ...]]] = {
-        "forces_eV_per_A": (label.forces_eV_per_A, (n_atoms, 3)),
-        "stress_eV_per_A3": (label.stress_eV_per_A3, (6,)),
+    if not label.status or not label.fidelity:
+        raise StoreError(f"{who}: {'fidelity' if label.status else 'status'} is empty")
+    shapes: dict[str, tuple[Any, tuple[int, ...], bool]] = {
+        "forces_eV_per_A": (label.forces_eV_per_A, (n_atoms, 3), False),
+        "stress_eV_per_A3": (label.stress_eV_per_A3, (6,), False),
     }
-    for name, value in label.properties.items():
-        if name not in PROPERTIES:
-            raise StoreError(f"{who}: unknown property {name!r}; known: {', '.join(PROPERTIES)}")
-        spec = PROPERTIES[name]
-        shapes[name] = (value, spec.tail if spec.scope == "frame" else (n_atoms, *spec.tail))
-    if not label.status:
-        raise StoreError(f"{who}: status is empty")
-    finite = label.status == "ok"
-    if finite and not np.isfinite(label.energy_eV):
+    for what, given, table in (
+        ("property", label.properties, specs),
+        ("condition", label.conditions, CONDITIONS),
+    ):
+        for name, value in given.items():
+            if name not in table:
+                raise StoreError(f"{who}: unknown {what} {name!r}; {hint(name, table)}")
+            partial = what == "property" and table[name].scope == "atom"
+            shapes[name] = (value, rows_of_atoms(table[name], n_atoms), partial)
+    _check_conditions(label, who)
+    ok = label.status == "ok"
+    if ok and label.energy_eV is not None and not np.isfinite(label.energy_eV):
         raise StoreError(f"{who}: status is ok but energy_eV is {label.energy_eV}")
-    for name, (value, shape) in shapes.items():
+    values = (label.energy_eV, label.forces_eV_per_A, label.stress_eV_per_A3, *label.properties.values())
+    if ok and all(value is None for value in values):
+        raise StoreError(f"{who}: status is ok but there is no energy, nor anything else")
+    for name, (value, shape, partial) in shapes.items():
         if value is None:
             continue
         array = np.asarray(value)
         if array.shape != shape:
             raise StoreError(f"{who}: {name} has shape {array.shape}, should be {shape}")
-        if finite and not np.isfinite(array).all():
-            raise StoreError(f"{who}: status is ok but {name} has NaN or inf")
+        if ok or name in label.conditions:
+            _check_finite(np.asarray(array, np.float64), f"{who}: status is ok but {name}", partial)
+
+
+def _check_finite(array: np.ndarray, who: str, partial: bool) -> None:
+    """NaN may stand for single atoms without the label (`partial`), never for all of them."""
+    absent = np.isnan(array).reshape(len(array), -1).all(axis=1) if partial else np.zeros(1, bool)
+    good = np.isfinite(array[~absent]) if partial else np.isfinite(array)
+    if not good.all() or absent.all():
+        raise StoreError(f"{who} has NaN or inf")
+
+
+def _check_conditions(label: LabelRow, who: str) -> None:
+    if not label.conditions:
+        return
+    own = label_key(
+        label.structure_uid, label.fidelity, label.fingerprint, label.replica, label.conditions
+    )
+    if label.key != own:
+        raise StoreError(
+            f"{who}: conditions ({', '.join(sorted(label.conditions))}) are part of the identity, so "
+            f"the key should be {own}: alchemy.identity.label_key(…, conditions=…)"
+        )
 
 
 def _checked_prediction(row: PredictionRow, sizes: _Sizes) -> PredictionRow:

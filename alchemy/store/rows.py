@@ -3,8 +3,6 @@
 Uids and keys are 32 hex digits. An empty string in a text field and NaN in a float mean "unset".
 """
 
-
-
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -13,27 +11,45 @@ from typing import Any
 
 import numpy as np
 
+from tace.quantities import INPUTS, LABELS, Quantity
+
 NAN = float("nan")
 
 
 @dataclass(frozen=True)
 class PropertySpec:
-    """One quantity a label may carry besides energy, forces and stress."""
+    """A named quantity beside the fixed columns."""
 
-    scope: str  # 'frame': one tensor per structure; 'atom': one per atom, first axis A
-    tail: tuple[int, ...]
-    unit: str
+    scope: str  # 'structure': one tensor; 'atom': one per atom, first axis A; 'pair': [3A, 3A]
+    tail: tuple[int, ...]  # shape of one structure or one atom
+    unit: str  # '' is a pure number
     description: str
 
 
+def _specs(quantities: Mapping[str, Quantity]) -> dict[str, PropertySpec]:
+    return {
+        name: PropertySpec("pair" if name == "hessian" else q.scope, q.shape, q.unit, q.meaning)
+        for name, q in quantities.items()
+    }
+
+
 PROPERTIES: Mapping[str, PropertySpec] = {
-    "dipole": PropertySpec("frame", (3,), "e*Angstrom", "electric dipole moment"),
-    "polarizability": PropertySpec("frame", (3, 3), "e*Angstrom^2/V", "d dipole / d field"),
-    "magmom": PropertySpec("frame", (), "mu_B", "total magnetic moment"),
-    "charges": PropertySpec("atom", (), "e", "partial charges of the atoms"),
+    **{n: spec for n, spec in _specs(LABELS).items() if n not in ("energy", "forces", "stress")},
+    "magmom": PropertySpec("structure", (), "mu_B", "total magnetic moment"),
     "magmoms": PropertySpec("atom", (), "mu_B", "magnetic moments of the atoms"),
-    "born_charges": PropertySpec("atom", (3, 3), "e", "Born effective charges, [field, force]"),
-    "magnetic_forces": PropertySpec("atom", (3,), "eV/mu_B", "minus d energy / d moment"),
+}
+CONDITIONS: Mapping[str, PropertySpec] = _specs(INPUTS)
+EXTRA: Mapping[str, PropertySpec] = {
+    "tags": PropertySpec("atom", (), "", "ASE's tags"),
+    "fixed": PropertySpec("atom", (), "", "1 for an atom held by FixAtoms"),
+    "initial_charges": PropertySpec("atom", (), "e", "starting charges"),
+    "initial_magmoms": PropertySpec("atom", (), "mu_B", "starting moments"),
+    "initial_magmoms_xyz": PropertySpec("atom", (3,), "mu_B", "starting moments, non-collinear"),
+}
+KNOWN: Mapping[str, Mapping[str, PropertySpec]] = {
+    "properties": PROPERTIES,
+    "conditions": CONDITIONS,
+    "extra": EXTRA,
 }
 
 
@@ -47,7 +63,7 @@ class LabelRow:
     fingerprint: str
     status: str  # 'ok' or why not; only 'ok' promises finite numbers
     code: str
-    energy_eV: float
+    energy_eV: float | None
     energy_kind: str  # 'total' | 'free'
     forces_eV_per_A: np.ndarray | None  # [A,3]
     stress_eV_per_A3: np.ndarray | None  # [6]
@@ -56,7 +72,8 @@ class LabelRow:
     created: float  # unix time, s
     replica: int = 0
     attempt: int = 1
-    properties: Mapping[str, np.ndarray] = field(default_factory=dict)  # names of PROPERTIES
+    properties: Mapping[str, np.ndarray] = field(default_factory=dict)  # PROPERTIES, or declared
+    conditions: Mapping[str, np.ndarray] = field(default_factory=dict)  # names of CONDITIONS
 
 
 @dataclass(frozen=True)
@@ -121,7 +138,9 @@ class RetractionRow:
 
 @dataclass(frozen=True, eq=False)
 class StructureRow:
-    """A structure as stored: on the identity grid, without constraints, tags or moments."""
+    """A structure as stored, on the identity grid. What is in `extra` describes it and is not part of
+    its identity: of two writers the first one's is kept.
+    """
 
     uid: str
     n_atoms: int
@@ -133,6 +152,8 @@ class StructureRow:
     multiplicity: int
     elements: np.ndarray  # [2] u8, bit Z set when the element is there
     formula: str
+    canon_uid: str = ""
+    extra: Mapping[str, np.ndarray] = field(default_factory=dict)  # names of EXTRA
 
 
 @dataclass(frozen=True)
@@ -155,7 +176,8 @@ class Batch:
     splits: list[SplitRow] = field(default_factory=list)
     retractions: list[RetractionRow] = field(default_factory=list)
     registry: list[RegistryRow] = field(default_factory=list)
+    declared: Mapping[str, PropertySpec] = field(default_factory=dict)  # properties beyond PROPERTIES
 
     def tables(self) -> dict[str, list[Any]]:
         """Rows by table name, tables without rows left out."""
-        return {name: rows for name, rows in vars(self).items() if rows}
+        return {name: rows for name, rows in vars(self).items() if rows and name != "declared"}

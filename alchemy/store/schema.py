@@ -1,4 +1,4 @@
-"""Rows to columns and back: format 1.0 of the segments.
+"""Rows to columns and back: format 1.1 of the segments.
 
 `/<table>/<column>` holds one entry per row. Column kinds:
 plain   a number or fixed tensor per row
@@ -7,174 +7,24 @@ id      u1 [16]; 32 hex digits in Python, zeros when unset
 code    u4 into `/dict/<column>` (shared by the tables of a segment); 0xFFFFFFFF when the text is ''
 text    free text: u1 bytes `/<table>/<column>` cut by `/<table>/<column>_offset`
 atoms   `/<table>/atoms/<column>`, rows of all atoms one after another, cut by `/<table>/offset`
-`/labels/props/<name>` is 'maybe' (scope frame) or cut by `/labels/props_offset/<name>` (atom).
+Named arrays are those of `alchemy.store.named`. Format 1.0 lacks `/structures/canon_uid`, `/quantities`,
+conditions and extra arrays.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from alchemy.errors import StoreError
-from alchemy.store.rows import (
-    PROPERTIES,
-    Batch,
-    EventRow,
-    FailureRow,
-    LabelRow,
-    PredictionRow,
-    PropertySpec,
-    RegistryRow,
-    RetractionRow,
-    SplitRow,
-    StructureRow,
-)
+from alchemy.store.columns import TABLES, Column
+from alchemy.store.named import decode_named, describe, encode_named
+from alchemy.store.rows import KNOWN, Batch
 from alchemy.store.segment import Dataset, Segment
 
 NULL_CODE = 0xFFFFFFFF
-
-
-class Column(NamedTuple):
-    """How a field of a row dataclass becomes a dataset."""
-
-    field: str
-    name: str
-    kind: str
-    unit: str
-    description: str
-    dtype: str = "<f8"
-    tail: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
-class Table:
-    """A row dataclass and its columns; the first column is there whenever the table is."""
-
-    row: Any
-    columns: tuple[Column, ...]
-
-
-def _id(field: str, description: str, name: str = "") -> Column:
-    return Column(field, name or field, "id", "1", description)
-
-
-def _code(name: str, description: str) -> Column:
-    return Column(name, name, "code", "1", description)
-
-
-def _int(name: str, description: str) -> Column:
-    return Column(name, name, "plain", "1", description, "<i8")
-
-
-_STRUCTURE = _id("structure_uid", "identity of the structure")
-_TIME = Column("time", "time", "plain", "s", "unix time")
-
-TABLES: dict[str, Table] = {
-    "structures": Table(
-        StructureRow,
-        (
-            _id("uid", "blake2b-128 of what labels depend on"),
-            Column("n_atoms", "n_atoms", "plain", "1", "number of atoms", "<i4"),
-            Column("numbers", "numbers", "atoms", "1", "atomic numbers", "|u1"),
-            Column("positions", "positions", "atoms", "Angstrom", "on a 1e-8 grid", "<f8", (3,)),
-            Column("cell", "cell", "plain", "Angstrom", "rows are vectors", "<f8", (3, 3)),
-            Column("pbc", "pbc", "plain", "1", "periodic along each vector", "|u1", (3,)),
-            Column("charge", "charge", "plain", "e", "total charge", "<i2"),
-            Column("multiplicity", "multiplicity", "plain", "1", "2S+1, 0 = unset", "<i2"),
-            Column("elements", "elements", "plain", "1", "bit Z set if present", "<u8", (2,)),
-            _code("formula", "Hill formula"),
-        ),
-    ),
-    "labels": Table(
-        LabelRow,
-        (
-            _id("key", "hash of structure, fidelity, physics and replica", "uid"),
-            _STRUCTURE,
-            _code("fidelity", "level of theory as the campaign names it"),
-            _code("fingerprint", "hash of everything that changes the number"),
-            _code("status", "ok or the reason of failure"),
-            _code("code", "program and version"),
-            Column("energy_eV", "energy", "plain", "eV", "energy of the whole structure"),
-            _code("energy_kind", "total or free energy"),
-            Column("forces_eV_per_A", "forces", "atoms", "eV/Angstrom", "raw", "<f8", (3,)),
-            Column(
-                "stress_eV_per_A3",
-                "stress",
-                "maybe",
-                "eV/Angstrom^3",
-                "Voigt xx yy zz yz xz xy, tension positive",
-                "<f8",
-                (6,),
-            ),
-            Column("wall_s", "wall_s", "plain", "s", "elapsed time"),
-            Column("cpu_s", "cpu_s", "plain", "s", "processor time"),
-            Column("created", "created", "plain", "s", "unix time"),
-            _int("replica", "repetitions of the same calculation"),
-            _int("attempt", "which try this is, from 1"),
-        ),
-    ),
-    "predictions": Table(
-        PredictionRow,
-        (
-            _STRUCTURE,
-            _code("model_set", "hash of the committee"),
-            _code("fidelity", "level of theory predicted"),
-            Column("energy_eV", "energy", "plain", "eV", "mean over members"),
-            Column("energy_std_eV", "energy_std", "plain", "eV", "standard deviation over members"),
-            Column(
-                "max_force_std_eV_per_A",
-                "max_force_std",
-                "plain",
-                "eV/Angstrom",
-                "largest force_std",
-            ),
-            Column("force_std_eV_per_A", "force_std", "atoms", "eV/Angstrom", "per atom", "<f4"),
-        ),
-    ),
-    "events": Table(
-        EventRow,
-        (
-            _STRUCTURE,
-            _code("kind", "start, candidate, selected, rejected, duplicate"),
-            _id("parent_uid", "structure it was made from"),
-            _code("sampler", "what made it"),
-            _code("reason", "why"),
-            _int("round", "round of the campaign, -1 = none"),
-            _int("step", "step of the trajectory, -1 = none"),
-            Column("temperature_K", "temperature", "plain", "K", "of the trajectory"),
-            Column(
-                "expected_error_eV_per_A", "expected_error", "plain", "eV/Angstrom", "of the forces"
-            ),
-            _TIME,
-        ),
-    ),
-    "failures": Table(
-        FailureRow,
-        (
-            _STRUCTURE,
-            _code("stage", "stage of the campaign"),
-            _code("fidelity", "level of theory"),
-            _code("reason", "reason code"),
-            Column("message", "message", "text", "1", "what the program said", "|u1"),
-            _int("attempt", "which try this was, from 1"),
-            _TIME,
-        ),
-    ),
-    "splits": Table(SplitRow, (_STRUCTURE, _code("part", "train, test, ..."), _TIME)),
-    "retractions": Table(
-        RetractionRow, (_id("target", "label hidden"), _code("reason", "why"), _TIME)
-    ),
-    "registry": Table(
-        RegistryRow,
-        (
-            _code("key", "hash or name"),
-            Column("document", "document", "text", "1", "JSON", "|u1"),
-        ),
-    ),
-}
 
 
 def row_count(segment: Segment, table: str) -> int:
@@ -261,28 +111,24 @@ def encode(batch: Batch) -> dict[str, Dataset]:
                     datasets.update(_encode_column(table, column, values))
             except (TypeError, ValueError, OverflowError, AttributeError) as error:
                 raise StoreError(f"{table}: {column.field}: {error}") from error
-    datasets.update(_encode_properties(batch.labels))
+    datasets.update(_encode_named(batch))
     return {**datasets, **vocabulary.datasets()}
 
 
-def _encode_properties(labels: Sequence[LabelRow]) -> dict[str, Dataset]:
-    datasets = {}
-    for name in sorted({name for label in labels for name in label.properties}):
-        spec = PROPERTIES[name]
-        values = [label.properties.get(name) for label in labels]
-        description = f"{spec.description} (per {spec.scope})"
-        if spec.scope == "frame":
-            filled = [np.full(spec.tail, np.nan) if v is None else v for v in values]
-            array = np.array(filled, "<f8").reshape(len(values), *spec.tail)
-        else:
-            present = [np.zeros((0, *spec.tail)) if v is None else np.asarray(v) for v in values]
-            array = _join(present, "<f8", spec.tail)
-            offset = _offsets([len(v) for v in present])
-            datasets[f"/labels/props_offset/{name}"] = Dataset(
-                offset, "1", "where the atoms of a row begin; an empty row has no value"
-            )
-        datasets[f"/labels/props/{name}"] = Dataset(array, spec.unit, description)
-    return datasets
+_NAMED = {"labels": ("properties", "conditions"), "structures": ("extra",)}
+
+
+def _encode_named(batch: Batch) -> dict[str, Dataset]:
+    datasets: dict[str, Dataset] = {}
+    used: dict[str, dict[str, Any]] = {}
+    for table, fields in _NAMED.items():
+        rows = getattr(batch, table)
+        for field in fields:
+            specs = {**KNOWN[field], **(batch.declared if field == "properties" else {})}
+            datasets.update(encode_named(field, rows, specs))
+            names = sorted({name for row in rows for name in getattr(row, field)})
+            used[field] = {name: specs[name] for name in names}
+    return {**datasets, **describe(used)}
 
 
 def id_texts(array: np.ndarray) -> list[str]:
@@ -310,6 +156,8 @@ def _cut(values: np.ndarray, offset: np.ndarray, rows: np.ndarray) -> list[np.nd
 
 def _decode_column(segment: Segment, table: str, column: Column, *, rows: np.ndarray) -> list[Any]:
     path = f"/{table}/{column.name}"
+    if column.since != "1.0" and segment.get(path) is None:
+        return [""] * len(rows)  # only ids came later so far
     if column.kind == "id":
         return id_texts(segment[path][rows])
     if column.kind == "code":
@@ -321,6 +169,8 @@ def _decode_column(segment: Segment, table: str, column: Column, *, rows: np.nda
     if column.kind == "atoms":
         return _cut(segment[f"/{table}/atoms/{column.name}"], segment[f"/{table}/offset"], rows)
     array = segment[path][rows]
+    if column.kind == "maybe" and not column.tail:
+        return [None if value != value else value for value in array.tolist()]
     if column.kind == "maybe":
         return [None if np.isnan(value).all() else value.copy() for value in array]
     return [value.copy() for value in array] if column.tail else array.tolist()
@@ -332,7 +182,8 @@ def decode(segment: Segment, table: str, rows: np.ndarray) -> list[Any]:
     fields = {c.field: _decode_column(segment, table, c, rows=rows) for c in columns}
     if table == "labels":
         fields["forces_eV_per_A"] = [f if len(f) else None for f in fields["forces_eV_per_A"]]
-        fields["properties"] = _decode_properties(segment, rows)
+    for field in _NAMED.get(table, ()):
+        fields[field] = decode_named(segment, field, rows)
     if table == "events":
         fields["parent_uid"] = [uid or None for uid in fields["parent_uid"]]
     row = TABLES[table].row
@@ -341,26 +192,3 @@ def decode(segment: Segment, table: str, rows: np.ndarray) -> list[Any]:
         row(**dict(zip(names, values, strict=True)))
         for values in zip(*fields.values(), strict=True)
     ]
-
-
-def _decode_properties(segment: Segment, rows: np.ndarray) -> list[dict[str, np.ndarray]]:
-    found: list[dict[str, np.ndarray]] = [{} for _ in rows]
-    for name, spec in PROPERTIES.items():
-        array = segment.get(f"/labels/props/{name}")
-        if array is None:
-            continue
-        for properties, value in zip(found, _property(segment, (name, spec), rows), strict=True):
-            if value is not None:
-                properties[name] = value
-    return found
-
-
-def _property(
-    segment: Segment, named: tuple[str, PropertySpec], rows: np.ndarray
-) -> list[np.ndarray | None]:
-    name, spec = named
-    array = segment[f"/labels/props/{name}"]
-    if spec.scope == "frame":
-        return [None if np.isnan(v).all() else np.array(v) for v in array[rows]]
-    cut = _cut(array, segment[f"/labels/props_offset/{name}"], rows)
-    return [value if len(value) else None for value in cut]

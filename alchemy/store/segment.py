@@ -34,7 +34,7 @@ import numpy as np
 import alchemy
 from alchemy.errors import StoreDamagedError, StoreError
 
-FORMAT_VERSION = "1.0"
+FORMAT_VERSION = "1.1"
 USER_BLOCK = 4096
 BLOCK = 1 << 16
 MAGIC = b"ALCHSEG1"
@@ -67,6 +67,7 @@ class Dataset(NamedTuple):
     array: np.ndarray
     unit: str
     description: str
+    attributes: Mapping[str, str] = {}
 
 
 def array_bytes(array: np.ndarray) -> memoryview:
@@ -132,13 +133,15 @@ def _lay_out(datasets: Mapping[str, Dataset], attributes: Mapping[str, str]) -> 
         for name, text in attributes.items():
             _text_attribute(file.id, name, text)
         groups = _create_groups(file.id, datasets)
-        for path, (array, unit, description) in datasets.items():
-            group, name = path[1:].rpartition("/")[::2]
+        for path, (array, unit, description, more) in datasets.items():
+            group, leaf = path[1:].rpartition("/")[::2]
             kind = h5py.h5t.py_create(array.dtype, logical=True)
             space = h5py.h5s.create_simple(array.shape)
-            dataset = h5py.h5d.create(groups[group], name.encode(), kind, space, create)
+            dataset = h5py.h5d.create(groups[group], leaf.encode(), kind, space, create)
             _text_attribute(dataset, "unit", unit)
             _text_attribute(dataset, "description", description)
+            for name, text in more.items():
+                _text_attribute(dataset, name, text)
             offsets[path] = dataset.get_offset() or 0
     return memory, offsets
 

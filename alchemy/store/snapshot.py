@@ -11,9 +11,19 @@ import numpy as np
 from ase import Atoms
 
 from alchemy.errors import StoreError
+from alchemy.store.columns import TABLES
+from alchemy.store.named import GROUPS, specs_in
 from alchemy.store.query import Codes
-from alchemy.store.rows import EventRow, FailureRow, LabelRow, PredictionRow, SplitRow
-from alchemy.store.schema import NULL_CODE, TABLES, decode, id_texts, row_count, words
+from alchemy.store.rows import (
+    KNOWN,
+    EventRow,
+    FailureRow,
+    LabelRow,
+    PredictionRow,
+    PropertySpec,
+    SplitRow,
+)
+from alchemy.store.schema import NULL_CODE, decode, id_texts, row_count, words
 from alchemy.store.segment import Segment
 from alchemy.store.table import Table, field_meanings, select
 
@@ -189,6 +199,41 @@ class Snapshot:
             raw = raw[codes[raw] == vocabulary.get(model_set, -2)]
         return self.decode_raw("predictions", raw)
 
+    def quantities(self) -> dict[str, PropertySpec]:
+        """What the named labels of this store are; those in `PROPERTIES` only where they occur."""
+        found: dict[str, PropertySpec] = {}
+        for segment in self._segments:
+            found.update(specs_in(segment, "properties"))
+        return found
+
+    def named(self, field: str, name: str) -> np.ndarray:
+        """A named quantity of structures by raw row number of its table; NaN where there is none."""
+        table, tail = GROUPS[field].split("/")[1], KNOWN[field][name].tail
+        key = (table, f"{field}/{name}")
+        if key not in self._columns:
+            parts = [np.zeros((0, *tail))]
+            for segment in self._segments:
+                array = segment.get(f"{GROUPS[field]}/{name}")
+                parts.append(np.full((row_count(segment, table), *tail), np.nan) if array is None else array)
+            self._columns[key] = np.concatenate(parts)
+        found: np.ndarray = self._columns[key]
+        return found
+
+    def has_named(self, field: str, name: str) -> np.ndarray:
+        """By raw row number, whether a row has the quantity."""
+        table = GROUPS[field].split("/")[1]
+        parts = [np.zeros(0, bool)]
+        for segment in self._segments:
+            array, n = segment.get(f"{GROUPS[field]}/{name}"), row_count(segment, table)
+            offset = segment.get(f"{GROUPS[field]}_offset/{name}")
+            if offset is not None:
+                parts.append(np.diff(offset) > 0)
+            elif array is not None:
+                parts.append(~np.isnan(array.reshape(n, -1)).all(axis=1))
+            else:
+                parts.append(np.zeros(n, bool))
+        return np.concatenate(parts)
+
     def registry(self) -> dict[str, dict[str, Any]]:
         """The newest document of every registry key."""
         return {row.key: json.loads(row.document) for row in self._all("registry")}
@@ -233,7 +278,7 @@ class Snapshot:
         """A column by raw row number; per-atom columns hold the atoms of all rows."""
         key = (table, name)
         if key not in self._columns:
-            arrays = [segment.get(f"/{table}/{name}") for segment in self._segments]
+            arrays = [_column(segment, table, name) for segment in self._segments]
             present = [array for array in arrays if array is not None]
             empty = [] if present else [_empty(table, name)]
             self._columns[key] = np.concatenate(present + empty)
@@ -312,6 +357,15 @@ class Snapshot:
         return found
 
 
+def _column(segment: Segment, table: str, name: str) -> np.ndarray | None:
+    """None when the segment has no such rows; zeros when it is older than the column."""
+    array = segment.get(f"/{table}/{name}")
+    if array is None and (n := row_count(segment, table)):
+        empty = _empty(table, name)
+        return np.zeros((n, *empty.shape[1:]), empty.dtype)
+    return array
+
+
 def _empty(table: str, name: str) -> np.ndarray:
     for column in TABLES[table].columns:
         if column.name == name:
@@ -324,4 +378,7 @@ def _atoms(row: Any) -> Atoms:
     for name in ("charge", "multiplicity"):
         if getattr(row, name):
             atoms.info[name] = getattr(row, name)
+    kinds = {"tags": int, "fixed": bool}
+    for name, values in row.extra.items():
+        atoms.set_array(name.removesuffix("_xyz"), values.astype(kinds.get(name, float)))
     return atoms

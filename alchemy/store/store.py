@@ -29,6 +29,7 @@ from alchemy.store.rows import (
     FailureRow,
     LabelRow,
     PredictionRow,
+    PropertySpec,
     RetractionRow,
     SplitRow,
 )
@@ -100,12 +101,14 @@ class Store:
         splits: Sequence[SplitRow] = (),
         retractions: Sequence[RetractionRow] = (),
         registry: Mapping[str, dict[str, Any]] | None = None,
+        quantities: Mapping[str, PropertySpec] | None = None,
     ) -> int:
         """Commit rows, all or none; the number of the commit comes back once it is on disk.
 
         Structures, ok labels, splits and registry documents that are there already are left out;
         with nothing left, nothing is written and the last commit number comes back. Structures keep
-        species, positions (on the 1e-8 Å grid), cell, periodicity, charge and multiplicity only.
+        species, positions (on the 1e-8 Å grid), cell, periodicity, charge, multiplicity and the arrays
+        of `rows.EXTRA`. `quantities` declares labels that are not in `PROPERTIES`, once per store.
         Raises StoreError for rows that do not fit or when the disk refuses; nothing is stored then,
         except that the commit is there when no more than the last fsync, of its name, failed.
         """
@@ -120,7 +123,7 @@ class Store:
         }
         with self._lock:
             known = self.snapshot()
-            batch = select_new(known, given, registry or {})
+            batch = select_new(known, given, registry or {}, quantities)
             if not batch.tables():
                 return known.last
             try:
