@@ -14,7 +14,7 @@ from ase import Atoms
 from alchemy.errors import StoreDamagedError, StoreError
 from alchemy.identity import structure_uid
 from alchemy.store import LabelRow, SplitRow, Store
-from alchemy.store.segment import FileSystem
+from alchemy.store.filesystem import FileSystem
 
 
 class KilledError(BaseException):
@@ -65,7 +65,7 @@ def uid(i):
 @pytest.fixture(autouse=True)
 def small_writes(monkeypatch):
     """A commit of 18 kB then takes several writes, so that faults can come between them."""
-    monkeypatch.setattr("alchemy.store.segment.WRITE_CHUNK", 8192)
+    monkeypatch.setattr("alchemy.store.layout.WRITE_CHUNK", 8192)
 
 
 def run(store, done, n=3):

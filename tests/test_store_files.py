@@ -15,10 +15,12 @@ from store_helpers import commits, label_of, same, water
 from alchemy.errors import StoreDamagedError, StoreError
 from alchemy.identity import structure_uid
 from alchemy.store import SplitRow, Store
+from alchemy.store.filesystem import FileSystem
 from alchemy.store.ingest import structure_row
+from alchemy.store.layout import build_image
 from alchemy.store.rows import Batch
 from alchemy.store.schema import encode
-from alchemy.store.segment import FileSystem, Segment, build_image
+from alchemy.store.segment import Segment
 
 ROOT = Path(__file__).parents[1]
 
@@ -124,7 +126,7 @@ def test_a_base_and_merged_files_replace_the_commits_they_cover(store):
 
 
 def test_a_newer_format_is_refused_and_says_so(store, monkeypatch):
-    monkeypatch.setattr("alchemy.store.segment.FORMAT_VERSION", "2.0")
+    monkeypatch.setattr("alchemy.store.layout.FORMAT_VERSION", "2.0")
     store.append(structures=[water()])
     monkeypatch.undo()
     with pytest.raises(StoreError, match=r"format 2\.0 is newer than the 1\.1"):

@@ -102,7 +102,8 @@ def test_every_condition_comes_back_and_reaches_the_model(store):
     view = Store(store.path).snapshot()
     assert same(view.label(row.key), row)
     (frame,) = labelled(view, view.labels())
-    kinds = [InputConfig(n, values=(float(v),) if n == "spin_multiplicity" else ()) for n, v in values.items()]
+    spin = "spin_multiplicity"
+    kinds = [InputConfig(n, values=(float(v),) if n == spin else ()) for n, v in values.items()]
     found = read_inputs(frame.atoms, kinds)
     for name, value in values.items():
         np.testing.assert_array_equal(found[name], value)

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from alchemy.errors import StoreDamagedError
+from alchemy.store.layout import Dataset
 from alchemy.store.rows import KNOWN, PropertySpec
-from alchemy.store.segment import Dataset, Segment
+from alchemy.store.segment import Part, Segment
 
 GROUPS = {"properties": "/labels/props", "conditions": "/labels/conditions", "extra": "/structures/extra"}
 PATH = "/quantities"
@@ -89,10 +90,13 @@ def _specs_in(segment: Segment, field: str) -> dict[str, PropertySpec]:
         return {name: KNOWN[field][name] for name in names if name in KNOWN[field]}
     table = json.loads(text.tobytes())
     try:
-        found = {name: table[prefix + name] for name in names}
-        return {n: PropertySpec(scope, tuple(s), unit, text) for n, (scope, s, unit, text) in found.items()}
+        entries = {name: table[prefix + name] for name in names}
     except KeyError as error:
         raise StoreDamagedError(f"{segment.path}: {PATH} does not describe {error}") from None
+    found = {n: PropertySpec(scope, tuple(s), unit, text) for n, (scope, s, unit, text) in entries.items()}
+    if isinstance(segment, Part):  # its commits need not have what others in the file have
+        return {n: spec for n, spec in found.items() if not np.isnan(segment[prefix + n]).all()}
+    return found
 
 
 def decode_named(segment: Segment, field: str, rows: np.ndarray) -> list[dict[str, np.ndarray]]:

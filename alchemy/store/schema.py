@@ -20,9 +20,10 @@ import numpy as np
 
 from alchemy.errors import StoreError
 from alchemy.store.columns import TABLES, Column
+from alchemy.store.layout import Dataset
 from alchemy.store.named import decode_named, describe, encode_named
 from alchemy.store.rows import KNOWN, Batch
-from alchemy.store.segment import Dataset, Segment
+from alchemy.store.segment import Segment
 
 NULL_CODE = 0xFFFFFFFF
 
@@ -47,13 +48,14 @@ class _Vocabulary:
 
     def datasets(self) -> dict[str, Dataset]:
         return {
-            f"/dict/{column}": Dataset(_fixed_strings(words), "1", f"texts of {column}, by code")
+            f"/dict/{column}": Dataset(fixed_strings(words), "1", f"texts of {column}, by code")
             for column, words in self.words.items()
             if words
         }
 
 
-def _fixed_strings(words: Sequence[str] | dict[str, int]) -> np.ndarray:
+def fixed_strings(words: Sequence[str] | dict[str, int]) -> np.ndarray:
+    """UTF-8 of one length, marked as text for h5py."""
     encoded = [word.encode() for word in words]
     size = max(map(len, encoded))
     array = np.array(encoded, f"S{size}")

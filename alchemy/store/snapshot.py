@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from ase import Atoms
 
 from alchemy.errors import StoreError
 from alchemy.store.columns import TABLES
+from alchemy.store.index import Index, fold_labels
 from alchemy.store.named import GROUPS, specs_in
 from alchemy.store.query import Codes
 from alchemy.store.rows import (
@@ -26,64 +27,6 @@ from alchemy.store.rows import (
 from alchemy.store.schema import NULL_CODE, decode, id_texts, row_count, words
 from alchemy.store.segment import Segment
 from alchemy.store.table import Table, field_meanings, select
-
-
-class Place(NamedTuple):
-    """Where the current row of a label is; only an ok one is never displaced by a later one."""
-
-    segment: int
-    row: int
-    ok: bool
-
-
-class Index:
-    """Which structures and labels the segments hold, extended as commits appear.
-
-    Snapshots share it: everything but `labels` only grows at the end, so a snapshot of the first k
-    segments sees the entries below its own limits.
-    """
-
-    def __init__(self) -> None:
-        self.names: list[str] = []
-        self.segments: list[Segment] = []
-        self.last: list[int] = []
-        self.uids: list[str] = []
-        self.places: dict[str, tuple[int, int]] = {}
-        self.counts: list[int] = []
-        self.labels: dict[str, Place] = {}
-
-    def add(self, name: str, last: int, segment: Segment) -> None:
-        """Append one segment whose newest commit is `last`."""
-        number = len(self.segments)
-        fold_labels(self.labels, segment, number)
-        for row, uid in enumerate(_ids_of(segment, "/structures/uid")):
-            if uid not in self.places:  # two writers may add the same structure at the same time
-                self.places[uid] = (number, row)
-                self.uids.append(uid)
-        self.segments.append(segment)
-        self.counts.append(len(self.uids))
-        self.last.append(last)
-        self.names.append(name)
-
-
-def _ids_of(segment: Segment, path: str) -> list[str]:
-    array = segment.get(path)
-    return [] if array is None else id_texts(array)
-
-
-def fold_labels(current: dict[str, Place], segment: Segment, number: int) -> None:
-    """Apply a segment: its retractions hide earlier labels, then its own labels come in."""
-    for target in _ids_of(segment, "/retractions/target"):
-        current.pop(target, None)
-    keys = _ids_of(segment, "/labels/uid")
-    if not keys:
-        return
-    texts = words(segment, "status")
-    status = [texts[code] for code in segment["/labels/status"].tolist()]
-    for row, key in enumerate(keys):
-        ok = status[row] == "ok"
-        if ok or key not in current or not current[key].ok:
-            current[key] = Place(number, row, ok)
 
 
 class Snapshot:
@@ -123,7 +66,7 @@ class Snapshot:
     def structures(self, uids: Sequence[str]) -> list[Atoms]:
         """Structures in the order asked for. Raises StoreError for an unknown uid."""
         places = np.array([self._place(uid) for uid in uids]).reshape(-1, 2)
-        return [_atoms(row) for row in self._decode_places("structures", places)]
+        return [atoms_of(row) for row in self._decode_places("structures", places)]
 
     def atom_count(self, uid: str) -> int:
         """Number of atoms of a structure. Raises StoreError for an unknown uid."""
@@ -176,6 +119,20 @@ class Snapshot:
     def _parts(self) -> dict[str, str]:
         rows: list[SplitRow] = self._all("splits")
         return {row.structure_uid: row.part for row in rows}
+
+    def split_rows(self) -> list[SplitRow]:
+        """The current split of every structure that has one."""
+        rows: list[SplitRow] = self._all("splits")
+        return list({row.structure_uid: row for row in rows}.values())
+
+    def retracted(self) -> list[str]:
+        """Keys of labels that were hidden at some time; some may have been made again."""
+        return [row.target for row in self._all("retractions")]
+
+    @property
+    def origin(self) -> str:
+        """Identity of the first commit, '' when there is none: two stores never share it."""
+        return self._segments[0].commit_uuids()[0] if self._segments else ""
 
     def events(self, *, kind: str | None = None, round: int | None = None) -> list[EventRow]:
         """Events in the order of their commits."""
@@ -373,7 +330,8 @@ def _empty(table: str, name: str) -> np.ndarray:
     raise KeyError(f"{table} has no column {name}")
 
 
-def _atoms(row: Any) -> Atoms:
+def atoms_of(row: Any) -> Atoms:
+    """A structure row as ASE has it."""
     atoms = Atoms(numbers=row.numbers, positions=row.positions, cell=row.cell, pbc=row.pbc)
     for name in ("charge", "multiplicity"):
         if getattr(row, name):

@@ -1,8 +1,4 @@
-"""The store: `store.h5` (base, once there is one) and sealed commits in `store.h5.d/`.
-
-    c<number>.h5     one commit
-    m<lo>-<hi>.h5    merged commits
-    .tmp-<uuid>      a commit being written, or one whose writer died; readers ignore it
+"""The store: append rows, take snapshots. `files` says what is on disk.
 
 Any number of processes may append: a commit takes its number with link(), which never replaces a
 file. Nothing is modified after that, so readers need no locks.
@@ -12,18 +8,23 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ase import Atoms
 
 from alchemy.errors import StoreDamagedError, StoreError
-from alchemy.store import segment as seg
+from alchemy.store import files
+from alchemy.store import filesystem as disk
+from alchemy.store.check import check
+from alchemy.store.compact import Compaction, compact
+from alchemy.store.filesystem import FileSystem
+from alchemy.store.index import Index
 from alchemy.store.ingest import select_new
+from alchemy.store.layout import Image
 from alchemy.store.rows import (
     EventRow,
     FailureRow,
@@ -34,29 +35,11 @@ from alchemy.store.rows import (
     SplitRow,
 )
 from alchemy.store.schema import encode
-from alchemy.store.snapshot import Index, Snapshot
+from alchemy.store.segment import Segment
+from alchemy.store.snapshot import Snapshot
 
 DURABILITY = ("fsync", "nofsync")
-_NAME = re.compile(r"c(\d{10})\.h5|m(\d{10})-(\d{10})\.h5")
 _TRIES = 10
-
-
-class _Entry(NamedTuple):
-    lo: int
-    hi: int
-    path: Path
-    name: str
-
-
-def _cover(entries: Sequence[_Entry]) -> tuple[list[_Entry], list[_Entry]]:
-    """(files that hold commits 0, 1, … without a gap, files beyond the first gap)."""
-    chosen: list[_Entry] = []
-    following = 0
-    for entry in sorted(entries, key=lambda e: (e.lo, -e.hi)):
-        if entry.lo == following:
-            chosen.append(entry)
-            following = entry.hi + 1
-    return chosen, [entry for entry in entries if entry.lo > following]
 
 
 class Store:
@@ -71,14 +54,14 @@ class Store:
         path: Path | str,
         *,
         durability: str = "fsync",
-        fs: seg.FileSystem | None = None,
+        fs: FileSystem | None = None,
     ) -> None:
         if durability not in DURABILITY:
             raise StoreError(f"durability {durability!r}: use one of {', '.join(DURABILITY)}")
         self.path = Path(path)
         self.directory = self.path.with_name(self.path.name + ".d")
         self.durability = durability
-        self._fs = fs or seg.FileSystem()
+        self.fs = fs or FileSystem()
         self._index = Index()
         self._tip: Snapshot | None = None
         self._lock = threading.RLock()
@@ -127,26 +110,63 @@ class Store:
             if not batch.tables():
                 return known.last
             try:
-                return self._commit(seg.build_image(encode(batch), kind="commit"), known.last + 1)
+                image = Image(encode(batch), kind="commit", after=known.last)
+                return self._commit(image, known.last + 1)
             except OSError as error:
                 raise StoreError(f"{self.directory}: cannot write the commit: {error}") from error
 
-    def _commit(self, image: bytes, number: int) -> int:
-        fsync = self.durability == "fsync"
-        self._fs.makedirs(self.directory, exist_ok=True)
-        if fsync and not self._directory_is_safe:
+    def make_directory(self) -> None:
+        """The folder of the segments, its name synced. Raises OSError."""
+        self.fs.makedirs(self.directory, exist_ok=True)
+        if self.durability == "fsync" and not self._directory_is_safe:
             # Also when it existed: whoever made it may have died before this.
-            seg.sync_directory(self._fs, self.directory.parent)
+            disk.sync_directory(self.fs, self.directory.parent)
             self._directory_is_safe = True
-        temporary = self.directory / f".tmp-{os.urandom(16).hex()}"
-        seg.write_file(self._fs, temporary, image, fsync=fsync)
+
+    def write_temporary(self, image: Image) -> Path:
+        """A finished file without a name that readers see. Raises OSError."""
+        temporary = self.directory / f"{files.TEMPORARY}{os.urandom(16).hex()}"
+        fsync = self.durability == "fsync"
+        disk.write_file(self.fs, temporary, image.pieces(), size=image.size, fsync=fsync)
+        return temporary
+
+    def sync_names(self) -> None:
+        """Names in the folder survive a power cut from here on. Raises OSError."""
+        if self.durability == "fsync":
+            disk.sync_directory(self.fs, self.directory)
+
+    def _commit(self, image: Image, number: int) -> int:
+        self.make_directory()
+        temporary = self.write_temporary(image)
+        source = temporary
         try:
-            number = seg.publish(self._fs, temporary, number)
+            while True:
+                while not disk.publish(self.fs, source, final := files.commit_path(self.directory, number)):
+                    number += 1
+                self.sync_names()
+                shadow = self._shadow(number, image.uuid)
+                if shadow < 0:
+                    return number
+                # A compactor merged commits up to there and freed our number before we took it.
+                if temporary.name in self.fs.listdir(self.directory):
+                    disk.remove(self.fs, final)
+                else:
+                    source = final
+                number = shadow + 1
         finally:
-            seg.remove(self._fs, temporary)
-        if fsync:
-            seg.sync_directory(self._fs, self.directory)
-        return number
+            disk.remove(self.fs, temporary)
+
+    def _shadow(self, number: int, uuid: str) -> int:
+        """Newest commit of a merged file that covers the number without holding our commit; else −1."""
+        for entry in files.list_files(self.fs, self.path):
+            if entry.lo <= number <= entry.hi and entry.path != files.commit_path(self.directory, number):
+                try:
+                    held = Segment(self.fs, entry.path).commit_uuids()
+                except FileNotFoundError:  # merged again meanwhile
+                    return self._shadow(number, uuid)
+                if uuid not in held:
+                    return max(e.hi for e in files.list_files(self.fs, self.path))
+        return -1
 
     def snapshot(self, as_of: int | None = None) -> Snapshot:
         """The rows of all commits, or of commits 0…as_of.
@@ -169,78 +189,53 @@ class Store:
         raise AssertionError("the last try returns or raises")
 
     def _view(self, as_of: int | None) -> Snapshot:
-        chosen, beyond = _cover(list(self._entries()))
+        chosen, beyond = files.cover(files.list_files(self.fs, self.path))
         last = chosen[-1].hi if chosen else -1
         wanted = last if as_of is None else as_of
         if beyond and (as_of is None or as_of > last):
-            raise _GapError(_gap_message(self.directory, last, beyond))
+            raise _GapError(files.gap_message(self.directory, last, beyond))
         if not -1 <= wanted <= last:
             raise StoreError(f"{self.path}: no commit {wanted}; the last one is {last}")
-        n_segments = sum(entry.hi <= wanted for entry in chosen)
+        n_segments = sum(one.hi <= wanted for one in chosen)
+        self._open(chosen[:n_segments], [one.name for one in chosen])
         if wanted != (chosen[n_segments - 1].hi if n_segments else -1):
-            raise StoreError(f"{self.path}: commit {wanted} is inside {chosen[n_segments].name}")
-        self._open(chosen[:n_segments], [entry.name for entry in chosen])
+            return self._inside(chosen[n_segments], n_segments, wanted)
         if n_segments < len(self._index.segments):
             return Snapshot(self._index, n_segments)
         if self._tip is None or self._tip.last != wanted:
             self._tip = Snapshot(self._index, n_segments)
         return self._tip
 
-    def _open(self, wanted: Sequence[_Entry], names: Sequence[str]) -> None:
+    def _inside(self, one: files.Chosen, n_segments: int, wanted: int) -> Snapshot:
+        """A view that ends inside a merged file."""
+        index = Index()
+        for number in range(n_segments):
+            old = self._index
+            index.add(old.names[number], old.last[number], old.segments[number])
+        part = Segment(self.fs, one.entry.path).between(one.lo, wanted)
+        index.add(f"{one.name} to {wanted}", wanted, part)
+        return Snapshot(index, n_segments + 1)
+
+    def _open(self, wanted: Sequence[files.Chosen], names: Sequence[str]) -> None:
         have = self._index.names
         if have != list(names[: len(have)]):
             self._index, self._tip = Index(), None
-        for entry in wanted[len(self._index.names) :]:
-            self._index.add(entry.name, entry.hi, seg.Segment(self._fs, entry.path))
-
-    def _entries(self, problems: list[str] | None = None) -> Iterator[_Entry]:
-        """Every sealed file; a base whose header is damaged goes to `problems` if there are any."""
-        try:
-            fd = self._fs.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            pass
-        else:
-            try:
-                header = seg.read_header(self._fs, fd, self.path)
-                name = f"{self.path.name} {header['uuid']}"  # a base can be replaced under its name
-                yield _Entry(header["lo"], header["hi"], self.path, name)
-            except StoreError as error:
-                if problems is None:
-                    raise
-                problems.append(str(error))
-            finally:
-                self._fs.close(fd)
-        try:
-            names = self._fs.listdir(self.directory)
-        except FileNotFoundError:
-            return
-        for name in names:
-            if match := _NAME.fullmatch(name):
-                lo = int(match[1] or match[2])
-                yield _Entry(lo, int(match[3] or lo), self.directory / name, name)
+        for one in wanted[len(self._index.names) :]:
+            segment = Segment(self.fs, one.entry.path)
+            if one.lo != one.entry.lo:
+                segment = segment.between(one.lo, one.hi)
+            self._index.add(one.name, one.hi, segment)
 
     def check(self) -> list[str]:
         """Read every byte of every file; messages name file and dataset. Empty when all is well.
 
         Raises StoreError when the directory cannot be listed.
         """
-        problems: list[str] = []
-        try:
-            entries = sorted(self._entries(problems))
-        except OSError as error:
-            raise StoreError(f"{self.path}: cannot read: {error}") from error
-        for entry in entries:
-            problems += seg.inspect(self._fs, entry.path)
-        chosen, beyond = _cover(entries)
-        if beyond:
-            problems.append(_gap_message(self.directory, chosen[-1].hi if chosen else -1, beyond))
-        return problems
+        return check(self)
 
-
-def _gap_message(directory: Path, last: int, beyond: Sequence[_Entry]) -> str:
-    first, end = last + 1, min(entry.lo for entry in beyond) - 1
-    missing = f"commit {first} is" if first == end else f"commits {first} to {end} are"
-    return f"{directory}: {missing} missing although later ones exist"
+    def compact(self, *, full: bool = True, grace_s: float = 0.0) -> Compaction:
+        """Merge files while others read and write; snapshots see no difference. See `compact.compact`."""
+        return compact(self, full=full, grace_s=grace_s)
 
 
 class _GapError(Exception):

@@ -1,0 +1,153 @@
+"""Is a store sound? First every byte, then what the bytes say: offsets, codes, identities, references."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from alchemy.errors import StoreError
+from alchemy.identity import structure_uid
+from alchemy.store import files
+from alchemy.store.columns import TABLES
+from alchemy.store.named import GROUPS, specs_in
+from alchemy.store.schema import NULL_CODE, decode, id_texts, row_count
+from alchemy.store.segment import Segment, inspect, offset_path
+
+if TYPE_CHECKING:
+    from alchemy.store.store import Store
+
+_ROWS_AT_ONCE = 10_000
+
+
+def check(store: Store) -> list[str]:
+    """See `Store.check`."""
+    problems: list[str] = []
+    try:
+        entries = sorted(files.list_files(store.fs, store.path, problems))
+    except OSError as error:
+        raise StoreError(f"{store.path}: cannot read: {error}") from error
+    chosen, beyond = files.cover(entries)
+    in_use = {one.entry.path for one in chosen}
+    uids: set[str] = set()
+    owners: dict[str, files.Entry] = {}
+    for entry in entries:
+        found = inspect(store.fs, entry.path)
+        if not found:
+            segment = Segment(store.fs, entry.path)
+            found = _place(segment, entry, owners)
+            if entry.path in in_use:
+                found += [f"{entry.path}: {text}" for text in _inside(segment)]
+                uids.update(id_texts(_ids(segment, "structures", "uid")))
+        problems += found
+    if beyond:
+        last = chosen[-1].hi if chosen else -1
+        problems.append(files.gap_message(store.directory, last, beyond))
+    if not problems:
+        for one in chosen:
+            problems += _references(Segment(store.fs, one.entry.path), uids)
+    return problems
+
+
+def _ids(segment: Segment, table: str, name: str) -> np.ndarray:
+    array = segment.get(f"/{table}/{name}")
+    return np.zeros((0, 16), "u1") if array is None else array
+
+
+def _place(segment: Segment, entry: files.Entry, owners: dict[str, files.Entry]) -> list[str]:
+    """Is the file the one that belongs under its name?"""
+    header, found = segment.header, []
+    if header["lo"] < 0 and (header.get("after", -1) >= entry.lo or entry.lo != entry.hi):
+        found.append(f"{entry.path}: made after commit {header.get('after')}, so it was renamed or moved")
+    if header["lo"] >= 0 and (header["lo"], header["hi"]) != (entry.lo, entry.hi):
+        found.append(f"{entry.path}: holds commits {header['lo']} to {header['hi']}, so it was renamed")
+    other = owners.setdefault(header["uuid"], entry)
+    if other is not entry and (other.lo, other.hi) != (entry.lo, entry.hi):
+        found.append(f"{entry.path}: is a copy of {other.path.name}")
+    return found
+
+
+def _inside(segment: Segment) -> Iterator[str]:
+    """What a segment says that cannot be."""
+    for path in segment.paths():
+        if path.startswith("/integrity/") or path.split("/")[1] not in (*TABLES, "commits"):
+            continue
+        own = offset_path(path)
+        if own == path or path.startswith("/commits/rows/"):
+            yield from _offsets(segment, path)
+    for table, shape in TABLES.items():
+        n = row_count(segment, table)
+        for column in shape.columns:
+            path = f"/{table}/{column.name}"
+            if column.kind == "code" and n:
+                codes = segment[path]
+                known = segment.length(f"/dict/{column.name}")
+                if ((codes >= known) & (codes != NULL_CODE)).any():
+                    yield f"{path}: a code is not in /dict/{column.name}"
+            whole = column.kind in ("atoms", "text") or segment.get(path) is None
+            if not whole and segment.length(path) != n:
+                yield f"{path}: {segment.length(path)} rows, should be {n}"
+    yield from _identities(segment)
+
+
+def _offsets(segment: Segment, path: str) -> Iterator[str]:
+    offset = segment[path]
+    if len(offset) == 0 or offset[0] != 0 or (np.diff(offset) < 0).any():
+        yield f"{path}: offsets do not grow from 0"
+        return
+    for cut, length in _cut_by(segment, path):
+        if length != int(offset[-1]):
+            yield f"{cut}: {length} entries, its offsets end at {int(offset[-1])}"
+
+
+def _cut_by(segment: Segment, path: str) -> Iterator[tuple[str, int]]:
+    """The datasets that an array of offsets cuts, and their lengths."""
+    for other in segment.paths():
+        is_data = not other.startswith("/integrity/") and other != path
+        if is_data and other.split("/")[1] == path.split("/")[1] and offset_path(other) == path:
+            yield other, segment.length(other)
+    if path.startswith("/commits/rows/"):
+        table = path.removeprefix("/commits/rows/")
+        yield f"/{table}", row_count(segment, table)
+
+
+def _identities(segment: Segment) -> Iterator[str]:
+    """Structures hash to their uids, and the atoms of a label are as many as those of its structure."""
+    from alchemy.store.snapshot import atoms_of
+
+    for start in range(0, row_count(segment, "structures"), _ROWS_AT_ONCE):
+        stop = min(start + _ROWS_AT_ONCE, row_count(segment, "structures"))
+        for row in decode(segment, "structures", np.arange(start, stop)):
+            if row.n_atoms != len(row.numbers) or structure_uid(atoms_of(row)) != row.uid:
+                yield f"/structures: {row.uid} is not the uid of what is stored under it"
+
+
+def _references(segment: Segment, uids: set[str]) -> Iterator[str]:
+    """Rows that speak of a structure speak of one that is there."""
+    for table in ("labels", "predictions", "splits"):
+        unknown = {uid for uid in id_texts(_ids(segment, table, "structure_uid")) if uid not in uids}
+        for uid in sorted(unknown)[:5]:
+            yield f"{segment.path}: /{table}/structure_uid: there is no structure {uid}"
+
+
+def facts(store: Store) -> dict[str, Any]:
+    """Size of the store: files, commits, bytes, rows by table, named quantities."""
+    chosen = files.cover(files.list_files(store.fs, store.path))[0]
+    rows = dict.fromkeys(TABLES, 0)
+    size = 0
+    named: dict[str, str] = {}
+    for one in chosen:
+        segment = Segment(store.fs, one.entry.path, verify=False)
+        size += segment.header["size"]
+        for table in TABLES:
+            rows[table] += row_count(segment, table)
+        for field in GROUPS:
+            named.update({f"{field}/{n}": s.unit for n, s in specs_in(segment, field).items()})
+    return {
+        "files": len(chosen),
+        "commits": chosen[-1].hi + 1 if chosen else 0,
+        "bytes": size,
+        "rows": rows,
+        "named": named,
+    }
