@@ -121,6 +121,8 @@ def _declared(known: Known, given: Mapping[str, PropertySpec]) -> dict[str, Prop
     """Quantities that the store has or this commit brings; one name means one thing."""
     found = {**PROPERTIES, **known.quantities()}
     for name, spec in given.items():
+        if found.get(name) == spec:
+            continue
         if not name.isidentifier():
             raise StoreError(f"quantity {name!r}: a name is made of letters, digits and _")
         if spec.scope not in ("structure", "atom") or any(n < 1 for n in spec.tail):

@@ -1,7 +1,8 @@
 """Saving what is sound from a damaged store.
 
 Nothing is edited: a damaged file moves to `store.h5.d/quarantine/` and a new one with its good rows takes its
-name. A row is good when every 64 KiB block that it touches matches its checksum. Where the header or the
+name. A row is good when every 64 KiB block that it touches matches its checksum. A label whose retraction is
+lost comes back. Where the header or the
 index is lost, libhdf5 finds the datasets. Commits that are missing become empty ones.
 """
 
@@ -199,7 +200,7 @@ def _salvage(wreck: Wreck, entry: files.Entry, result: Repair) -> tuple[Batch, C
         n = row_count(wreck, table)
         good = wreck.good_rows(table) if n else np.zeros(0, bool)
         try:
-            found[table] = decode(wreck, table, np.flatnonzero(good))
+            found[table] = decode(wreck, table, np.flatnonzero(good)) if good.any() else []
         except (StoreError, ValueError, IndexError, KeyError):
             good, found[table] = np.zeros(n, bool), []
         result.saved_rows += int(good.sum())
@@ -312,7 +313,7 @@ def _drop_orphans(store: Store, result: Repair) -> None:
         lost = ~masks["labels"]
         if lost.any():
             result.lost_labels += id_texts(segment["/labels/uid"][lost])
-        rows = {table: decode(segment, table, np.flatnonzero(mask)) for table, mask in masks.items()}
+        rows = {t: decode(segment, t, np.flatnonzero(mask)) for t, mask in masks.items() if mask.any()}
         commits = commits_in(segment, one.entry.lo)
         starts = {t: np.concatenate([[0], np.cumsum(m)])[commits.rows[t]] for t, m in masks.items()}
         batch = Batch(**rows, declared=specs_in(segment, "properties"))
