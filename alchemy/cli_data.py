@@ -1,31 +1,41 @@
-"""Commands that read what a campaign made: data query, export."""
+"""Commands that read what a campaign made: data query, show, stats, and export."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from alchemy import cli_data_files, cli_data_store
 from alchemy.cli_paths import find_home, find_store, say_table
-from tace.cli_common import AS_JSON, SETTINGS, WHERE, say_json
+from tace.cli_common import AS_JSON, SETTINGS, WHERE, InOrder, say_json
 from tace.wording import count
+
+if TYPE_CHECKING:
+    from alchemy.store import Snapshot
 
 SHOWN = 20  # rows for people; JSON has all of them
 ROWS = ("auto", "structures", "labels", "predictions", "events", "failures")
 
 
-@click.group(context_settings=SETTINGS)
+@click.group(cls=InOrder, context_settings=SETTINGS)
 def data() -> None:
-    """Questions to the store of a campaign.
+    """Questions to the store of a campaign, its files and its care.
 
     \b
     Example:
       alchemy data query campaign.yaml "max_force > 20"
+      alchemy data import campaign.yaml aimd.extxyz --fidelity pbe
     """
 
 
+SOURCE = click.argument("source", metavar="CAMPAIGN-OR-STORE", type=WHERE)
+AS_OF = click.option("--as-of", type=click.IntRange(min=0), metavar="N", help="The store after commit N.")
+
+
 @data.command(context_settings=SETTINGS)
-@click.argument("source", metavar="CAMPAIGN-OR-STORE", type=WHERE)
+@SOURCE
 @click.argument("expression", default="")
 @click.option("--rows", type=click.Choice(ROWS), default="auto", help="Kind of rows.")
 @click.option("--columns", metavar="A,B,…", help="Fields to show.")
@@ -33,6 +43,8 @@ def data() -> None:
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most N rows.")
 @click.option("--count", "only_count", is_flag=True, help="Print the number of rows only.")
 @click.option("--fields", is_flag=True, help="List the fields with meaning and unit.")
+@click.option("--explain", "only_explain", is_flag=True, help="Say what is read to answer it.")
+@AS_OF
 @AS_JSON
 def query(
     source: Path,
@@ -43,6 +55,8 @@ def query(
     limit: int | None,
     only_count: bool,
     fields: bool,
+    only_explain: bool,
+    as_of: int | None,
     as_json: bool,
 ) -> None:
     """Rows of the store for which EXPRESSION is true; all without one.
@@ -58,7 +72,7 @@ def query(
     """
     from alchemy.store import Store
 
-    snapshot = Store(find_store(source)).snapshot()
+    snapshot = Store(find_store(source)).snapshot(as_of)
     if fields:
         meanings = snapshot.fields(rows)
         if as_json:
@@ -67,6 +81,9 @@ def query(
             say_table(("field", "meaning"), list(meanings.items()))
         return
     names = [name.strip() for name in columns.split(",") if name.strip()] if columns else None
+    if only_explain:
+        _explain(snapshot, expression, {"rows": rows, "columns": names, "sort": sort}, as_json=as_json)
+        return
     table = snapshot.select(expression, rows=rows, columns=names, sort=sort, limit=limit)
     if only_count:
         say_json({"rows": len(table)}) if as_json else click.echo(len(table))
@@ -80,7 +97,98 @@ def query(
     if len(shown) < len(found):
         click.echo(f"… {len(found) - len(shown)} more of {len(found)}; --limit N shows N")
     elif not found:
-        click.echo("no row matches")
+        click.echo("\n".join(["no row matches", *table.notes]))
+
+
+def _explain(snapshot: Snapshot, expression: str, how: dict[str, Any], *, as_json: bool) -> None:
+    from alchemy.store.table import explain
+
+    found = explain(snapshot, expression, **how)
+    if as_json:
+        say_json(found)
+        return
+    click.echo(f"rows: {found['rows']}; {found['matched']} of {found['looked_at']} match")
+    for name, meaning in found["fields"].items():
+        click.echo(f"reads {name}: {meaning}")
+    click.echo(f"shows {', '.join(found['columns'])}")
+    say_table(("file", "rows", "matches"), [(name, *counts) for name, counts in found["files"].items()])
+
+
+@data.command(context_settings=SETTINGS)
+@SOURCE
+@click.argument("uid", metavar="UID")
+@click.option("--view", is_flag=True, help="Open ASE's viewer.")
+@AS_OF
+@AS_JSON
+def show(source: Path, uid: str, view: bool, as_of: int | None, as_json: bool) -> None:
+    """One structure with its labels and its history.
+
+    UID is that of a structure or the key of a label; its first digits are enough.
+
+    \b
+    Example:
+      alchemy data show campaign.yaml 1a2b3c
+      alchemy data show campaign.yaml 1a2b3c --view
+    """
+    from alchemy.data_facts import find_uid, story
+    from alchemy.store import Store
+
+    snapshot = Store(find_store(source)).snapshot(as_of)
+    found = find_uid(snapshot, uid)
+    facts = story(snapshot, found)
+    if as_json:
+        say_json(facts)
+    else:
+        _say_story(facts)
+    if view:
+        from ase.visualize import view as open_viewer
+
+        open_viewer(snapshot.structure(found))
+
+
+def _say_story(facts: dict[str, Any]) -> None:
+    for name in ("uid", "formula", "n_atoms", "pbc", "charge", "multiplicity", "split"):
+        click.echo(f"{name + ':':14}{facts[name]}")
+    heads = ("symbol", "x", "y", "z")
+    say_table(heads, [[s, *xyz] for s, xyz in zip(facts["symbols"], facts["positions_A"], strict=True)])
+    for row in facts["labels"]:
+        energy = "no energy" if row["energy_eV"] is None else f"{row['energy_eV']:.6f} eV"
+        more = ", ".join([*row["has"], *(f"{n} = {v}" for n, v in row["conditions"].items())])
+        click.echo(f"label {row['key'][:8]} {row['fidelity']} {row['status']}: {energy}; {more}")
+    for row in facts["history"]:
+        click.echo(f"{row['time']} {row['what']}")
+
+
+@data.command(context_settings=SETTINGS)
+@SOURCE
+@click.argument("expression", default="")
+@click.option("--plot", type=WHERE, metavar="FILE.png", help="Energies and forces per level.")
+@AS_OF
+@AS_JSON
+def stats(source: Path, expression: str, plot: Path | None, as_of: int | None, as_json: bool) -> None:
+    """Labels per level of theory, element and round; EXPRESSION chooses rows as in query.
+
+    \b
+    Example:
+      alchemy data stats campaign.yaml --plot labels.png
+    """
+    from alchemy.data_facts import draw, statistics
+    from alchemy.store import Store
+
+    snapshot = Store(find_store(source)).snapshot(as_of)
+    facts = statistics(snapshot, expression)
+    if plot is not None:
+        draw(snapshot, expression, plot)
+    if as_json:
+        say_json(facts)
+        return
+    for name, rows in facts.items():
+        if rows:
+            click.echo(f"per {name}")
+            say_table(list(rows[0]), [list(row.values()) for row in rows])
+            click.echo()
+    if plot is not None:
+        click.echo(f"plot in {plot}")
 
 
 @click.command(context_settings=SETTINGS)
@@ -158,5 +266,8 @@ def _data(
         snapshot, expression, out, fidelity=fidelity, overwrite=force, ref_keys=ref_keys
     )
 
+
+for _command in (*cli_data_files.COMMANDS, *cli_data_store.COMMANDS):
+    data.add_command(_command)
 
 COMMANDS = (data, export)

@@ -184,6 +184,15 @@ def read_dataset(
     return _merged(parts, fidelities)
 
 
+def read_labelled(
+    source: Source, extra: Mapping[str, Quantity] | None = None
+) -> tuple[list[Labelled], list[str]]:
+    """Every frame of one file, single atoms, test frames and unlabelled ones too; notes. Raises DataError."""
+    frames, notes = _numbered(Path(source.path), source.index), list[str]()
+    keyed = source.fidelity is None and any("fidelity" in atoms.info for atoms, _ in frames)
+    return _from_file(source, frames, extra or {}, notes, keyed=keyed), notes
+
+
 def _from_plugin(source: Source) -> Dataset | None:
     path = Path(source.path)
     if not path.is_dir() and path.suffix not in _NOT_FOR_ASE:

@@ -77,10 +77,13 @@ Number = Callable[[Columns], Any]
 
 @dataclass(frozen=True)
 class Query:
-    """A compiled expression: the fields it reads, and a function to a mask of matching rows."""
+    """A compiled expression: the fields it reads, a function to a mask of matching rows, and the texts
+    that fields are compared with.
+    """
 
     needs: frozenset[str]
     mask: Callable[[Columns], np.ndarray]
+    texts: frozenset[tuple[str, str]] = frozenset()
 
 
 def compile_query(text: str, kinds: Mapping[str, str]) -> Query:
@@ -96,7 +99,7 @@ def compile_query(text: str, kinds: Mapping[str, str]) -> Query:
         with np.errstate(all="ignore"):
             return test(columns).true
 
-    return Query(frozenset(context.needs), mask)
+    return Query(frozenset(context.needs), mask, frozenset(context.texts))
 
 
 def _test(node: ast.expr, context: Context) -> Test:
@@ -244,6 +247,7 @@ def _same_text(left: ast.Name, right: ast.expr, context: Context) -> Test:
         raise context.error(f"{name!r} is text; compare it with text in quotes", right)
     if context.kinds[name] == "formula":
         value = hill_formula(value, right, context)
+    context.texts.add((name, value))
 
     def test(columns: Columns) -> Truth:
         codes, vocabulary = columns.codes(name)

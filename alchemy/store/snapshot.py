@@ -288,6 +288,12 @@ class Snapshot:
         """Position in `uids` of each structure."""
         return {uid: i for i, uid in enumerate(self.uids())}
 
+    def rows_by_file(self, table: str, *raws: np.ndarray) -> dict[str, list[int]]:
+        """How many of each set of raw row numbers are in each file."""
+        names, edges = self._index.names[: len(self._segments)], self._starts(table)
+        counts = [np.histogram(raw, edges)[0].tolist() if names else [] for raw in raws]
+        return {name: list(each) for name, *each in zip(names, *counts, strict=True)}
+
     def _raw(self, table: str, places: Iterable[tuple[int, int]]) -> np.ndarray:
         pairs = np.array(list(places), np.int64).reshape(-1, 2)
         return self._starts(table)[pairs[:, 0]] + pairs[:, 1]

@@ -35,6 +35,7 @@ class Context:
     text: str
     kinds: Mapping[str, str]
     needs: set[str] = field(default_factory=set)
+    texts: set[tuple[str, str]] = field(default_factory=set)  # (field, text it is compared with)
 
     def error(self, message: str, node: ast.AST) -> QueryError:
         indent = len(self.text) - len(self.text.lstrip())  # not seen by the parser

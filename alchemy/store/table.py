@@ -10,8 +10,9 @@ import numpy as np
 
 from alchemy.errors import QueryError
 from alchemy.store.fields import FIELDS, STRUCTURE_FIELDS, View, fields_of, kinds_of, symbols
-from alchemy.store.query import compile_query
+from alchemy.store.query import Query, compile_query
 from alchemy.store.syntax import resolve
+from tace.wording import hint
 
 if TYPE_CHECKING:
     from alchemy.store.snapshot import Snapshot
@@ -33,6 +34,7 @@ class Table:
 
     columns: dict[str, np.ndarray | list[Any]]
     uids: list[str]
+    notes: tuple[str, ...] = ()  # texts of the query that no row has
 
     def __len__(self) -> int:
         return len(self.uids)
@@ -64,15 +66,9 @@ def select(
     limit: int | None,
 ) -> Table:
     """See `Snapshot.select`."""
-    kinds = kinds_of(rows)
-    query = compile_query(expression, kinds)
-    order = None if sort is None else resolve(sort.removeprefix("-"), kinds)
-    names = None if columns is None else [resolve(name, kinds) for name in columns]
     if limit is not None and limit < 0:
         raise QueryError(f"limit {limit}: should not be negative")
-    if rows == "auto":
-        used = {*query.needs, *(names or ()), *([order] if order else ())}
-        rows = "structures" if used <= STRUCTURE_FIELDS.keys() else "labels"
+    query, rows, order, names = _plan(expression, rows, columns, sort)
     view = View(snapshot, rows)
     chosen = np.flatnonzero(query.mask(view))
     if order is not None:
@@ -82,7 +78,51 @@ def select(
     return Table(
         {name: _values(view, name, chosen) for name in names or DEFAULT_COLUMNS[rows]},
         [uids[i] for i in chosen],
+        tuple(_unknown_texts(view, query)),
     )
+
+
+def _plan(
+    expression: str, rows: str, columns: Sequence[str] | None, sort: str | None
+) -> tuple[Query, str, str | None, list[str] | None]:
+    """(query, kind of rows, field to sort by, columns). Raises QueryError."""
+    kinds = kinds_of(rows)
+    query = compile_query(expression, kinds)
+    order = None if sort is None else resolve(sort.removeprefix("-"), kinds)
+    names = None if columns is None else [resolve(name, kinds) for name in columns]
+    if rows == "auto":
+        used = {*query.needs, *(names or ()), *([order] if order else ())}
+        rows = "structures" if used <= STRUCTURE_FIELDS.keys() else "labels"
+    return query, rows, order, names
+
+
+def _unknown_texts(view: View, query: Query) -> Iterator[str]:
+    for name, text in sorted(query.texts):
+        known = view.codes(name).vocabulary
+        if text not in known and len(text) < 32:  # a uid that is not there says so itself
+            yield f"no row has {name} '{text}'; {hint(text, sorted(known)[:20], label='there are')}"
+
+
+def explain(
+    snapshot: Snapshot,
+    expression: str,
+    *,
+    rows: str,
+    columns: Sequence[str] | None,
+    sort: str | None,
+) -> dict[str, Any]:
+    """How a query is answered: kind of rows, fields read, rows looked at and matched, by file."""
+    query, rows, order, names = _plan(expression, rows, columns, sort)
+    view = View(snapshot, rows)
+    matched = view.raw[query.mask(view)]
+    return {
+        "rows": rows,
+        "fields": {n: FIELDS[rows][n].meaning for n in sorted({*query.needs, *([order] if order else [])})},
+        "columns": list(names or DEFAULT_COLUMNS[rows]),
+        "looked_at": view.n,
+        "matched": len(matched),
+        "files": snapshot.rows_by_file(rows, view.raw, matched),
+    }
 
 
 def _order(view: View, name: str, chosen: np.ndarray, *, descending: bool) -> np.ndarray:

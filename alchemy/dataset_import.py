@@ -1,0 +1,161 @@
+"""Labelled structures from files into a store: extended XYZ, ASE databases, outputs of VASP, QE, CP2K, …
+
+Keys and units are those of `tace.readers`. A label that comes from a file has a fingerprint of its level's
+name, so that the same file read again brings nothing new.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from alchemy.conditions import conditions_of
+from alchemy.errors import InputError, StructureError
+from alchemy.identity import content_hash, label_key, structure_uid
+from alchemy.store import PROPERTIES, EventRow, LabelRow, PropertySpec, SplitRow, Store
+from tace.data import Labelled
+from tace.errors import TaceError
+from tace.keys import Key
+from tace.quantities import Quantity
+from tace.readers import Source, read_labelled
+from tace.wording import hint
+
+_AT_ONCE = 2000  # frames of a commit
+
+
+@dataclass
+class Imported:
+    """What an import brought."""
+
+    structures: int = 0
+    labels: Counter[str] = field(default_factory=Counter)  # new ones, per level
+    known: int = 0  # labels that were there already
+    unlabelled: int = 0  # frames that brought a structure only
+    notes: list[str] = field(default_factory=list)
+
+
+def import_files(
+    store: Store,
+    sources: Sequence[Source],
+    *,
+    part: str | None = None,
+    levels: Sequence[str] | None = None,
+    extra: Mapping[str, Quantity] | None = None,
+) -> Imported:
+    """Read every source completely, then append; a mistake in one leaves the store as it was.
+
+    Args:
+        part: split of the structures (train, test, …); else `info['split']` where a frame has it.
+        levels: fidelities that may be named, of a campaign; None allows any.
+        extra: labels of heads, by name.
+
+    Raises:
+        InputError: no level of theory, one that the campaign does not have, or a value that cannot be right.
+        StoreError: rows that do not fit the store.
+    """
+    result = Imported()
+    read: list[tuple[Source, list[Labelled]]] = []
+    for source in sources:
+        try:
+            frames, notes = read_labelled(source, extra)
+        except TaceError as error:
+            raise InputError(str(error)) from error
+        result.notes += notes
+        for frame in frames:
+            _check_level(frame, levels)
+        read.append((source, frames))
+    rows = [(frame, _row(frame, source)) for source, frames in read for frame in frames]
+    specs = {n: PropertySpec(q.scope, q.shape, q.unit, q.meaning) for n, q in (extra or {}).items()}
+    for start in range(0, len(rows), _AT_ONCE):
+        _append(store, rows[start : start + _AT_ONCE], result, part=part, specs=specs)
+    return result
+
+
+def _check_level(frame: Labelled, levels: Sequence[str] | None) -> None:
+    if not _has_label(frame):
+        return
+    if frame.fidelity == "default":
+        raise InputError(f"{frame.name}: which level of theory is this? Name it: --fidelity pbe")
+    if levels is not None and frame.fidelity not in levels:
+        listed = hint(frame.fidelity, levels, label="its levels")
+        raise InputError(f"{frame.name}: the campaign has no level '{frame.fidelity}'; {listed}")
+
+
+def _has_label(frame: Labelled) -> bool:
+    fixed = (frame.energy_eV, frame.forces_eV_per_A, frame.stress_eV_per_A3)
+    return any(value is not None for value in (*fixed, *frame.labels.values()))
+
+
+def _row(frame: Labelled, source: Source) -> LabelRow | None:
+    if not _has_label(frame):
+        return None
+    atoms = frame.atoms.copy()
+    for name in frame.labels:  # one array under a key that both use, 'charges', is the label
+        if name not in source.inputs and name in atoms.arrays:
+            if np.array_equal(atoms.arrays[name], frame.labels[name], equal_nan=True):
+                del atoms.arrays[name]
+    try:
+        conditions = conditions_of(atoms)
+    except StructureError as error:
+        raise InputError(f"{frame.name}: {error}") from error
+    uid, mark = structure_uid(frame.atoms), content_hash(["imported", frame.fidelity])
+    how = source.keys.get("energy")
+    key = how.key if isinstance(how, Key) else how
+    for name, value in (("energy", frame.energy_eV), ("forces", frame.forces_eV_per_A)):
+        if value is not None and not np.isfinite(value).all():
+            raise InputError(f"{frame.name}: {name} is not finite; remove the frame or mark it as failed")
+    return LabelRow(
+        key=label_key(uid, frame.fidelity, mark, 0, conditions),
+        structure_uid=uid,
+        fidelity=frame.fidelity,
+        fingerprint=mark,
+        status="ok",
+        code=f"imported from {Path(source.path).name}",
+        energy_eV=frame.energy_eV,
+        energy_kind="free" if key == "free_energy" else "total",
+        forces_eV_per_A=frame.forces_eV_per_A,
+        stress_eV_per_A3=frame.stress_eV_per_A3,
+        wall_s=0.0,
+        cpu_s=0.0,
+        created=time.time(),
+        properties={n: v for n, v in frame.labels.items() if v is not None},
+        conditions=conditions,
+    )
+
+
+def _append(
+    store: Store,
+    rows: Sequence[tuple[Labelled, LabelRow | None]],
+    result: Imported,
+    *,
+    part: str | None,
+    specs: Mapping[str, PropertySpec],
+) -> None:
+    view = store.snapshot()
+    now, splits, new = time.time(), [], {}
+    for frame, row in rows:
+        uid = structure_uid(frame.atoms)
+        if uid not in view:
+            new[uid] = EventRow(uid, "start", sampler="import", reason=frame.name, time=now)
+        own = part or frame.atoms.info.get("split")
+        if own:
+            splits.append(SplitRow(uid, str(own), now))
+        if row is None:
+            result.unlabelled += 1
+    labels = {row.key: row for _, row in reversed(rows) if row is not None}  # the first of a key counts
+    fresh = [row for row in labels.values() if not view.label_is_ok(row.key)]
+    store.append(
+        structures=[frame.atoms for frame, _ in rows],
+        labels=fresh,
+        events=list(new.values()),
+        splits=splits,
+        quantities={n: spec for n, spec in specs.items() if n not in PROPERTIES},
+    )
+    result.structures += len(new)
+    result.labels.update(row.fidelity for row in fresh)
+    result.known += sum(row is not None for _, row in rows) - len(fresh)

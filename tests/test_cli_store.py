@@ -1,0 +1,375 @@
+"""`alchemy data`: what users ask of a store, bring into it and take out of it; and their mistakes."""
+
+import json
+import os
+import stat
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk, molecule
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.db import connect
+from ase.io import read, write
+from store_helpers import label_of, same, water
+from test_store_compact import fill, hydrogen
+from test_store_labels import in_conditions
+from user_campaign import campaign_folder
+
+from alchemy.cli import main
+from alchemy.identity import structure_uid
+from alchemy.store import PropertySpec, RetractionRow, SplitRow, Store
+
+
+@pytest.fixture
+def run(capsys):
+    """Run a command: (exit code, standard output, standard error)."""
+
+    def call(*words):
+        code = main([str(word) for word in words])
+        out, err = capsys.readouterr()
+        assert "Traceback" not in err
+        return code, out, err
+
+    return call
+
+
+@pytest.fixture
+def filled(store):
+    fill(store)
+    return store
+
+
+def labelled_frames(n=3):
+    rng = np.random.default_rng(0)
+    frames = []
+    for i in range(n):
+        atoms = bulk("Cu", cubic=True)
+        atoms.rattle(0.05, seed=i)
+        results = {"energy": -1.0 - i, "forces": rng.normal(size=(4, 3)), "stress": rng.normal(size=6)}
+        atoms.calc = SinglePointCalculator(atoms, **results)
+        atoms.info["dipole"] = rng.normal(size=3)
+        atoms.arrays["born_charges"] = rng.normal(size=(4, 9))
+        atoms.arrays["charges"] = rng.normal(size=4)
+        atoms.info["electric_field"] = np.array([0.0, 0.0, 0.1 * i])
+        frames.append(atoms)
+    return frames
+
+
+def test_query_counts_sorts_explains_and_looks_back(run, filled):
+    path = filled.path
+    assert run("data", "query", path, "'H' in elements", "--count")[1] == "3\n"
+    code, out, _ = run("data", "query", path, "energy < 0", "--sort", "-energy", "--limit", "1", "--json")
+    assert (code, len(json.loads(out))) == (0, 1)
+    assert run("data", "query", path, "--as-of", "0", "--count")[1] == "1\n"
+    out = run("data", "query", path, "fidelity == 'gfn2' and n_atoms > 1", "--explain")[1]
+    assert "rows: labels; 1 of 3 match" in out
+    assert "reads fidelity: level of theory" in out
+    assert "c0000000002.h5" in out
+    out = run("data", "query", path, "fidelity == 'gfn'")[1]
+    assert "no row has fidelity 'gfn'; did you mean 'gfn2'? there are" in out
+    code, _, err = run("data", "query", path, "--as-of", "99")
+    assert (code, "no commit 99; the last one is 7" in err) == (3, True)
+
+
+def test_show_tells_a_structure_its_labels_and_its_history(run, filled, monkeypatch):
+    uid = filled.snapshot().uids()[1]
+    row = filled.snapshot().labels(uids=[uid])[0]
+    code, out, _ = run("data", "show", filled.path, uid[:6])
+    assert code == 0
+    assert "Pd4" in out
+    assert f"label {row.key[:8]} gfn2 ok: -1.500000 eV; forces, dipole, q" in out
+    assert "part: train" in out
+    document = json.loads(run("data", "show", filled.path, row.key[:10], "--json")[1])
+    assert document["uid"] == uid
+    assert document["arrays"]["tags"] == [1, 2, 3, 4]
+    shown = []
+    monkeypatch.setattr("ase.visualize.view", shown.append)
+    assert run("data", "show", filled.path, uid, "--view")[0] == 0
+    assert structure_uid(shown[0]) == uid
+    code, _, err = run("data", "show", filled.path, "zz")
+    assert (code, "no structure or label begins with 'zz'" in err) == (2, True)
+
+
+def test_stats_count_levels_elements_and_rounds(run, filled, tmp_path):
+    plot = tmp_path / "labels.png"
+    code, out, _ = run("data", "stats", filled.path, "--plot", plot, "--json")
+    facts = json.loads(out)
+    assert (code, plot.stat().st_size > 1000) == (0, True)
+    assert {row["fidelity"]: (row["labels"], row["failed"]) for row in facts["fidelity"]} == {
+        "gfn2": (1, 0),
+        "pbe": (1, 0),
+        "é2": (0, 1),
+    }
+    assert [row["element"] for row in facts["element"]] == ["H", "O", "Pd"]
+    assert "per fidelity" in run("data", "stats", filled.path, "fidelity == 'pbe'")[1]
+    assert run("data", "stats", filled.path, "--plot", "nowhere/x.png")[0] == 2
+
+
+@pytest.mark.parametrize("suffix", ["xyz", "db"])
+def test_what_is_exported_and_imported_again_is_the_same(run, tmp_path, suffix):
+    source = Store(tmp_path / "a.h5")
+    frames = labelled_frames()
+    rng = np.random.default_rng(1)
+    rows = [
+        in_conditions(atoms, energy=-1.0, electric_field=[0, 0, 0.1 * (i + 1)])
+        for i, atoms in enumerate(frames)
+    ]
+    values = {
+        "dipole": rng.normal(size=3),
+        "polarizability": rng.normal(size=(3, 3)),
+        "charges": np.array([0.1, np.nan, 0.3, 0.4]),
+        "born_charges": rng.normal(size=(4, 3, 3)).round(6),
+        "hessian": rng.normal(size=(12, 12)),
+        "octupole": rng.normal(size=(3, 3, 3)),
+    }
+    rows = [type(r)(**{**vars(r), "properties": values, "stress_eV_per_A3": np.arange(6.0)}) for r in rows]
+    octupole = PropertySpec("structure", (3, 3, 3), "e*A^3", "octupole")
+    uid = structure_uid(frames[0])
+    split = [SplitRow(uid, "test", 0.0)]
+    source.append(structures=frames, labels=rows, splits=split, quantities={"octupole": octupole})
+    file = tmp_path / f"all.{suffix}"
+    code, out, _ = run("data", "export", source.path, file, "--ref-keys")
+    assert (code, out) == (0, f"3 labelled structures in {file}\n")
+    code, out, err = run("data", "import", tmp_path / "b.h5", file, "--label", "octupole:structure:3:e*A^3")
+    assert code == 0, err
+    assert "3 new structures; new labels: 3 of pbe" in out
+    found = Store(tmp_path / "b.h5").snapshot()
+    assert found.uids() == source.snapshot().uids()
+    assert found.part_of() == {uid: "test"}
+    ours = {row.structure_uid: row for row in source.snapshot().labels()}
+    for row in found.labels():
+        own = ours[row.structure_uid]
+        assert row.energy_eV == own.energy_eV
+        np.testing.assert_allclose(row.forces_eV_per_A, own.forces_eV_per_A, atol=1e-8)
+        np.testing.assert_allclose(row.stress_eV_per_A3, own.stress_eV_per_A3, atol=1e-8)
+        np.testing.assert_allclose(row.conditions["electric_field"], own.conditions["electric_field"])
+        assert row.properties.keys() == own.properties.keys()
+        for name, value in own.properties.items():
+            np.testing.assert_allclose(row.properties[name], value, atol=1e-8, err_msg=name)
+    code, out, _ = run("data", "import", tmp_path / "b.h5", file, "--label", "octupole:structure:3:e*A^3")
+    assert "0 new structures; new labels: none; known already: 3" in out
+    assert run("data", "export", source.path, file)[0] == 2, "it exists"
+    assert run("data", "export", source.path, file, "--force", "--where", "split == 'test'")[0] == 0
+    number = connect(file).count() if suffix == "db" else len(read(file, ":"))
+    assert number == 1
+
+
+def test_import_reads_keys_units_and_conditions(run, tmp_path):
+    frames = labelled_frames()
+    for atoms in frames:
+        atoms.info["E"] = atoms.calc.results["energy"] / 27.211386245981
+        atoms.calc = None
+    write(tmp_path / "in.xyz", frames)
+    words = ("data", "import", tmp_path / "b.h5", tmp_path / "in.xyz", "--fidelity", "ccsd")
+    assert run(*words, "--key", "energy=E:Ha", "--part", "train", "--json")[0] == 0
+    rows = Store(tmp_path / "b.h5").snapshot().labels()
+    np.testing.assert_allclose(sorted(row.energy_eV for row in rows), [-3, -2, -1], rtol=1e-7)
+    assert sum("electric_field" in row.conditions for row in rows) == 3
+    assert all("charges" in row.properties and "charges" not in row.conditions for row in rows)
+    assert set(Store(tmp_path / "b.h5").snapshot().part_of().values()) == {"train"}
+    code, _, err = run(*words, "--key", "energy=E:fathom")
+    assert (code, "unknown unit 'fathom'" in err) == (2, True)
+    code, _, err = run(*words, "--key", "energy=E:Bohr")
+    assert (code, "is a length but an energy is needed" in err) == (2, True)
+    assert "write it as energy=REF_energy" in run(*words, "--key", "energy")[2]
+    assert "write it as quadrupole:atom:2" in run(*words, "--label", "x:frame:2")[2]
+
+
+PW = """
+     Program PWSCF v.6.4 starts on 1Jan2020 at 0:0:0
+     bravais-lattice index     =            0
+     lattice parameter (alat)  =       5.0000  a.u.
+     number of atoms/cell      =            1
+     number of atomic types    =            1
+     celldm(1)=   5.000000  celldm(2)=   0.000000  celldm(3)=   0.000000
+     crystal axes: (cart. coord. in units of alat)
+               a(1) = (   1.000000   0.000000   0.000000 )
+               a(2) = (   0.000000   1.000000   0.000000 )
+               a(3) = (   0.000000   0.000000   1.000000 )
+
+   Cartesian axes
+
+     site n.     atom                  positions (alat units)
+         1           Cu  tau(   1) = (   0.0000000   0.0000000   0.0000000  )
+
+!    total energy              =    -100.00000000 Ry
+
+     Forces acting on atoms (cartesian axes, Ry/au):
+
+     atom    1 type  1   force =     0.00100000    0.00000000    0.00000000
+
+"""
+
+
+def test_an_output_of_quantum_espresso_is_imported(run, tmp_path):
+    (tmp_path / "cu.pwo").write_text(PW)
+    code, _, err = run("data", "import", tmp_path / "qe.h5", tmp_path / "cu.pwo", "--fidelity", "pbe")
+    assert code == 0, err
+    (row,) = Store(tmp_path / "qe.h5").snapshot().labels()
+    assert row.energy_eV == pytest.approx(-1360.569, abs=1e-2)
+    assert row.forces_eV_per_A[0, 0] == pytest.approx(0.001 * 25.711, rel=1e-3)
+
+
+def test_pymatgen_reads_what_is_exported_for_it(run, tmp_path):
+    from pymatgen.core import Molecule, Structure
+
+    store = Store(tmp_path / "a.h5")
+    cu = bulk("Cu", cubic=True)
+    rows = [label_of(cu), label_of(water(), properties={"charges": np.array([np.nan, 1.0, 2.0])})]
+    store.append(structures=[cu, water()], labels=rows)
+    assert run("data", "export", store.path, tmp_path / "x.json")[0] == 0
+    entries = {e["uid"]: e for e in json.loads((tmp_path / "x.json").read_text())}
+    crystal = Structure.from_dict(entries[structure_uid(cu)]["structure"])
+    np.testing.assert_allclose(crystal.lattice.matrix, cu.cell)
+    np.testing.assert_allclose(crystal.cart_coords, cu.positions, atol=1e-8)
+    assert len(Molecule.from_dict(entries[structure_uid(water())]["molecule"])) == 3
+    assert entries[structure_uid(water())]["labels"]["charges"] == [None, 1.0, 2.0]
+
+
+def test_parquet_says_which_package_it_needs(run, filled, tmp_path):
+    code, _, err = run("data", "export", filled.path, tmp_path / "x.parquet")
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        assert (code, "pip install 'tace-alchemy[parquet]'" in err) == (3, True)
+    else:
+        assert pyarrow.parquet.read_table(tmp_path / "x.parquet").num_rows == 2
+    code, _, err = run("data", "export", filled.path, tmp_path / "x.csv")
+    assert (code, "the suffix names no format; use .xyz" in err) == (2, True)
+    assert "no labels of 'pbr'; did you mean 'pbe'" in run(
+        "data", "export", filled.path, tmp_path / "x.xyz", "--fidelity", "pbr"
+    )[2]
+
+
+def test_check_repair_and_compact_from_the_command_line(run, filled):
+    path = filled.path
+    code, out, _ = run("data", "check", path)
+    assert (code, ": sound; 4 structures, 4 labels" in out) == (0, True)
+    victim = filled.directory / "c0000000003.h5"
+    victim.chmod(0o644)
+    victim.write_bytes(victim.read_bytes()[:5000])
+    code, out, _ = run("data", "check", path)
+    assert (code, "c0000000003.h5: header: 5000 bytes" in out) == (2, True)
+    assert "'alchemy data repair" in out
+    code, _, err = run("data", "query", path)
+    assert (code, "c0000000003.h5" in err) == (2, True)
+    code, out, _ = run("data", "repair", path)
+    assert (code, "replaced: c0000000003.h5" in out, "report: " in out) == (0, True, True)
+    assert run("data", "repair", path)[1] == "nothing to repair\n"
+    code, out, _ = run("data", "compact", path)
+    assert (code, out) == (0, "8 files merged into 1, 8 removed\n")
+    assert run("data", "compact", path)[1] == "nothing to merge\n"
+    assert json.loads(run("data", "check", path, "--json")[1])["files"] == 1
+
+
+def test_log_diff_and_merge_from_the_command_line(run, filled, tmp_path):
+    out = run("data", "log", filled.path, "--limit", "2")[1]
+    assert [line.split()[0] for line in out.splitlines()] == ["commit", "7", "6"]
+    out = run("data", "diff", filled.path, "--since", "1")[1]
+    assert out.splitlines()[1].split() == ["structures", "2", "0", "0"]
+    assert run("data", "diff", filled.path)[0] == 2
+    target = tmp_path / "all.h5"
+    code, out, err = run("data", "merge", target, filled.path)
+    assert (code, "4 structures, 3 labels" in out) == (0, True), err
+    assert "nothing new" in run("data", "merge", target, filled.path)[1]
+    document = json.loads(run("data", "diff", filled.path, target, "--json")[1])
+    assert not any(own[kind] for own in document.values() for kind in ("added", "removed", "changed"))
+    store = Store(target)
+    row = store.snapshot().labels()[0]
+    store.append(retractions=[RetractionRow(row.key, "x", 0.0)])
+    store.append(labels=[type(row)(**{**vars(row), "energy_eV": 9.0})])
+    assert f"kept: label {row.key}" in run("data", "merge", target, filled.path)[1]
+
+
+def test_a_level_that_a_campaign_does_not_have_is_refused(run, tmp_path):
+    folder = campaign_folder(tmp_path)
+    write(tmp_path / "in.xyz", labelled_frames(1))
+    code, _, err = run("data", "import", folder, tmp_path / "in.xyz", "--fidelity", "emtt")
+    assert (code, "the campaign has no level 'emtt'; did you mean 'emt'?" in err) == (2, True)
+    assert run("data", "import", folder, tmp_path / "in.xyz", "--fidelity", "emt")[0] == 0
+    assert run("data", "query", folder / "copper" / "store.h5", "fidelity == 'emt'", "--count")[1] == "1\n"
+
+
+def nan_energy(tmp_path):
+    atoms = labelled_frames(1)[0]
+    atoms.calc.results["energy"] = float("nan")
+    return [atoms]
+
+
+def wrong_shape(tmp_path):
+    atoms = labelled_frames(1)[0]
+    atoms.info["dipole"] = [1.0, 2.0]
+    return [atoms]
+
+
+def no_level(tmp_path):
+    return labelled_frames(1)
+
+
+@pytest.mark.parametrize(
+    ("frames", "words", "message"),
+    [
+        (nan_energy, ["--fidelity", "pbe"], "energy is not finite"),
+        (wrong_shape, ["--fidelity", "pbe"], "'dipole' has shape (2,)"),
+        (no_level, [], "which level of theory is this? Name it: --fidelity"),
+        (no_level, ["--fidelity", "pbe", "--index", "9:x"], "index '9:x' is not understood"),
+        (no_level, ["--fidelity", "pbe", "--key", "enrgy=E"], "there is no quantity 'enrgy'"),
+    ],
+)
+def test_an_import_that_cannot_be_right_changes_nothing(run, filled, tmp_path, frames, words, message):
+    write(tmp_path / "in.xyz", [*labelled_frames(2), *frames(tmp_path)][-1:])
+    before = {p.name: p.read_bytes() for p in filled.directory.iterdir()}
+    code, _, err = run("data", "import", filled.path, tmp_path / "in.xyz", *words)
+    assert (code, message in err) == (2, True), err
+    assert {p.name: p.read_bytes() for p in filled.directory.iterdir()} == before
+
+
+def test_paths_that_are_no_store_say_what_they_are(run, tmp_path):
+    (tmp_path / "x.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(9000))
+    (tmp_path / "folder").mkdir()
+    for words in (["query"], ["check"], ["compact"], ["log"]):
+        code, out, err = run("data", *words, tmp_path / "x.h5")
+        assert (code, "not a store segment" in out + err) == (2, True), words
+    for path in ("nowhere.h5", tmp_path / "folder", tmp_path / "none.yaml"):
+        code, _, err = run("data", "query", path)
+        assert (code, str(path) in err) == (2, True)
+    assert (tmp_path / "x.h5").stat().st_size == 9008
+    assert sorted(os.listdir(tmp_path)) == ["folder", "x.h5"]
+
+
+def test_a_store_of_a_newer_alchemy_is_left_alone(run, store, monkeypatch):
+    monkeypatch.setattr("alchemy.store.layout.FORMAT_VERSION", "2.0")
+    store.append(structures=[water()])
+    monkeypatch.undo()
+    before = {p.name: p.read_bytes() for p in store.directory.iterdir()}
+    for words in (["query"], ["compact"], ["repair"], ["log"]):
+        code, out, err = run("data", *words, store.path)
+        assert code in (2, 3)
+        assert "format 2.0 is newer than the 1.1 of this alchemy; upgrade" in out + err, words
+    after = {p.name: p.read_bytes() for p in store.directory.iterdir() if p.name.endswith(".h5")}
+    assert after == before
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_folder_is_read_and_refused_for_writing(run, filled):
+    filled.directory.chmod(stat.S_IRUSR | stat.S_IXUSR)
+    try:
+        assert run("data", "query", filled.path, "--count")[0] == 0
+        code, _, err = run("data", "compact", filled.path)
+        assert (code, "cannot compact" in err) == (3, True)
+    finally:
+        filled.directory.chmod(0o755)
+
+
+def test_two_campaigns_on_one_store_keep_their_labels_apart_by_key(store):
+    """Same level name, other physics: two labels; nothing is overwritten."""
+    atoms = molecule("H2O")
+    one = label_of(atoms, energy=-1.0)
+    two = label_of(atoms, energy=-2.0, key="e" * 32, fingerprint="e" * 32)
+    Store(store.path).append(structures=[atoms], labels=[one])
+    Store(store.path).append(structures=[atoms, hydrogen(1)], labels=[two])
+    view = store.snapshot()
+    assert len(view) == 2
+    assert all(same(view.label(row.key), row) for row in (one, two))
+    assert isinstance(view.structure(structure_uid(atoms)), Atoms)
