@@ -96,9 +96,9 @@ def _row(frame: Labelled, source: Source) -> LabelRow | None:
         return None
     atoms = frame.atoms.copy()
     for name in frame.labels:  # one array under a key that both use, 'charges', is the label
-        if name not in source.inputs and name in atoms.arrays:
-            if np.array_equal(atoms.arrays[name], frame.labels[name], equal_nan=True):
-                del atoms.arrays[name]
+        given = atoms.arrays.get(name) if name not in source.inputs else None
+        if given is not None and np.array_equal(given, frame.labels[name], equal_nan=True):
+            del atoms.arrays[name]
     try:
         conditions = conditions_of(atoms)
     except StructureError as error:
@@ -109,6 +109,9 @@ def _row(frame: Labelled, source: Source) -> LabelRow | None:
     for name, value in (("energy", frame.energy_eV), ("forces", frame.forces_eV_per_A)):
         if value is not None and not np.isfinite(value).all():
             raise InputError(f"{frame.name}: {name} is not finite; remove the frame or mark it as failed")
+    properties = {n: v for n, v in frame.labels.items() if v is not None}
+    if frame.weight != 1.0:
+        properties["weight"] = np.array(frame.weight)
     return LabelRow(
         key=label_key(uid, frame.fidelity, mark, 0, conditions),
         structure_uid=uid,
@@ -123,7 +126,7 @@ def _row(frame: Labelled, source: Source) -> LabelRow | None:
         wall_s=0.0,
         cpu_s=0.0,
         created=time.time(),
-        properties={n: v for n, v in frame.labels.items() if v is not None},
+        properties=properties,
         conditions=conditions,
     )
 

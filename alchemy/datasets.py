@@ -29,7 +29,8 @@ def labelled(snapshot: Snapshot, rows: Iterable[LabelRow]) -> list[Labelled]:
             energy_eV=row.energy_eV,
             forces_eV_per_A=row.forces_eV_per_A,
             stress_eV_per_A3=row.stress_eV_per_A3,
-            labels=dict(row.properties),
+            weight=float(row.properties.get("weight", 1.0)),
+            labels={name: value for name, value in row.properties.items() if name != "weight"},
             name=f"{row.structure_uid[:8]} at {row.fidelity}",
         )
         for row in rows

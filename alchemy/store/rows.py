@@ -35,6 +35,7 @@ def _specs(quantities: Mapping[str, Quantity]) -> dict[str, PropertySpec]:
 
 PROPERTIES: Mapping[str, PropertySpec] = {
     **{n: spec for n, spec in _specs(LABELS).items() if n not in ("energy", "forces", "stress")},
+    "weight": PropertySpec("structure", (), "", "weight in a loss, 1 where there is none"),
     "magmom": PropertySpec("structure", (), "mu_B", "total magnetic moment"),
     "magmoms": PropertySpec("atom", (), "mu_B", "magnetic moments of the atoms"),
 }

@@ -226,6 +226,28 @@ class Store:
                 segment = segment.between(one.lo, one.hi)
             self._index.add(one.name, one.hi, segment)
 
+    def segments(self, as_of: int) -> list[Segment]:
+        """The files of commits 0…as_of without an index of what is in them. Raises as `snapshot` does."""
+        chosen: list[Segment] = []
+        for tries_left in reversed(range(_TRIES)):
+            try:
+                chosen.clear()
+                for one in files.cover(files.list_files(self.fs, self.path))[0]:
+                    if one.lo > as_of:
+                        break
+                    segment, hi = Segment(self.fs, one.entry.path), min(one.hi, as_of)
+                    whole = (one.lo, hi) == (one.entry.lo, one.entry.hi)
+                    chosen.append(segment if whole else segment.between(one.lo, hi))
+                if as_of >= 0 and (not chosen or hi < as_of):
+                    raise FileNotFoundError(f"commit {as_of} is missing")
+                return chosen
+            except FileNotFoundError as error:  # merged meanwhile
+                if not tries_left:
+                    raise StoreDamagedError(f"{self.path}: {error}") from None
+            except OSError as error:
+                raise StoreError(f"{self.path}: cannot read: {error}") from error
+        raise AssertionError("the last try returns or raises")
+
     def check(self) -> list[str]:
         """Read every byte of every file; messages name file and dataset. Empty when all is well.
 
