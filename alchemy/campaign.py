@@ -21,6 +21,7 @@ from .config import Campaign, campaign_hash
 from .datasets import counts, total_labels
 from .errors import InputError
 from .executors import Interrupt, make_executor, signals_caught, signals_ignored
+from .identity import imported_fingerprint
 from .lease import Lease
 from .plugins import find
 from .progress import Progress
@@ -147,7 +148,8 @@ def _refuse_other_physics(context: Context) -> None:
     """Labels of one fidelity must all come from one physics."""
     for row in context.store.snapshot().labels():
         expected = context.fingerprints.get(row.fidelity, row.fingerprint)
-        if row.fingerprint != expected:
+        # who imports labels under the name of a level says that they are of that level
+        if row.fingerprint not in (expected, imported_fingerprint(row.fidelity)):
             raise InputError(
                 f"fidelity '{row.fidelity}' now means other physics (fingerprint {expected[:8]}) than the "
                 f"labels in the store ({row.fingerprint[:8]}); give the new level a new name"
@@ -168,6 +170,7 @@ def _loop(context: Context, until: int | None) -> Outcome:
                 return _finish(context, state, last)
             _buy_labels(context, state)
         _report(context)
+        context.store.tidy()
         if until is not None and number >= until:
             return Outcome(context.home, None, state.facts)
         number += 1

@@ -16,7 +16,7 @@ import numpy as np
 
 from alchemy.conditions import conditions_of
 from alchemy.errors import InputError, StructureError
-from alchemy.identity import content_hash, label_key, structure_uid
+from alchemy.identity import imported_fingerprint, label_key, structure_uid
 from alchemy.store import PROPERTIES, EventRow, LabelRow, PropertySpec, SplitRow, Store
 from tace.data import Labelled
 from tace.errors import TaceError
@@ -103,7 +103,7 @@ def _row(frame: Labelled, source: Source) -> LabelRow | None:
         conditions = conditions_of(atoms)
     except StructureError as error:
         raise InputError(f"{frame.name}: {error}") from error
-    uid, mark = structure_uid(frame.atoms), content_hash(["imported", frame.fidelity])
+    uid, mark = structure_uid(frame.atoms), imported_fingerprint(frame.fidelity)
     how = source.keys.get("energy")
     key = how.key if isinstance(how, Key) else how
     for name, value in (("energy", frame.energy_eV), ("forces", frame.forces_eV_per_A)):

@@ -6,6 +6,7 @@ periodicity, total charge and spin multiplicity (`atoms.info['charge']`, `['mult
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import struct
@@ -53,12 +54,12 @@ def canonical_uid(atoms: Atoms) -> str:
     """
     numbers, positions = np.asarray(atoms.numbers), np.asarray(atoms.positions, np.float64)
     cell, periodic = np.asarray(atoms.cell, np.float64), np.asarray(atoms.pbc, bool)
-    full = np.where(periodic[:, None] | (np.abs(cell).sum(1) > 0)[:, None], cell, np.eye(3))
     grid = 1e3
-    if periodic.any() and abs(np.linalg.det(full)) > 1e-6:
-        fractions = np.linalg.solve(full.T, positions.T).T
-        steps = np.where(periodic, np.floor(fractions + 1e-6), 0.0)
-        positions = positions - steps @ full
+    if periodic.any():
+        full = np.where((np.abs(cell).sum(1) > 0)[:, None], cell, np.eye(3))
+        with contextlib.suppress(np.linalg.LinAlgError):  # a flat cell has no images to choose from
+            steps = np.floor(positions @ np.linalg.inv(full) + 1e-6)
+            positions = positions - np.where(periodic, steps, 0.0) @ full
     rounded = np.rint(positions * grid).astype("<i8")
     order = np.lexsort((rounded[:, 2], rounded[:, 1], rounded[:, 0], numbers))
     charge, multiplicity = charge_and_multiplicity(atoms)
@@ -82,6 +83,11 @@ def label_key(
         return content_hash(["alchemy-label-1", uid, fidelity, fingerprint, replica])
     values = {name: snap(np.asarray(value)).tolist() for name, value in conditions.items()}
     return content_hash(["alchemy-label-2", uid, fidelity, fingerprint, replica, values])
+
+
+def imported_fingerprint(fidelity: str) -> str:
+    """Stands for the physics of labels that were read from files: their level's name is all that is known."""
+    return content_hash(["imported", fidelity])
 
 
 def seed_for(campaign_seed: int, *path: int | str) -> int:

@@ -217,11 +217,12 @@ TOKENS = [
 ]  # fmt: skip
 
 
-def test_any_text_compiles_or_raises_a_query_error():
-    rng = random.Random(1)
+@pytest.mark.parametrize("texts", [4000, pytest.param(100_000, marks=pytest.mark.slow)])
+def test_any_text_compiles_or_raises_a_query_error(texts):
+    rng = random.Random(texts)
     columns = RowColumns(example_rows(5, rng))
     accepted = 0
-    for _ in range(4000):
+    for _ in range(texts):
         text = " ".join(rng.choices(TOKENS, k=rng.randint(1, 9)))
         with contextlib.suppress(QueryError):
             query = compile_query(text, KINDS)

@@ -183,6 +183,14 @@ def test_arrays_that_describe_atoms_come_back_and_do_not_identify_them(store):
     assert store.snapshot().last == 0, "what was read is what was stored"
 
 
+@pytest.mark.parametrize("symbols", ["H2O", "CH4", "Pd3HC12", "NaCl", "C", "UOH2"])
+def test_formulas_are_those_of_ase(store, symbols):
+    atoms = Atoms(symbols, positions=np.arange(3.0 * len(Atoms(symbols))).reshape(-1, 3))
+    store.append(structures=[atoms])
+    (row,) = store.snapshot().select("", rows="structures", columns=["formula"]).rows()
+    assert row["formula"] == atoms.get_chemical_formula(mode="hill")
+
+
 @pytest.mark.parametrize("name", ["water", "crystal", "slab", "wire", "atom"])
 def test_the_canonical_uid_ignores_order_images_and_float32(name, structure, rng):
     atoms = structure(name)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import json
+from typing import Any, NamedTuple
 
-from alchemy.store.schema import id_texts, words
+import numpy as np
+
+from alchemy.store.named import specs_in
+from alchemy.store.rows import PropertySpec
+from alchemy.store.schema import NULL_CODE, decode, id_texts, row_count, words
 from alchemy.store.segment import Segment
 
 
@@ -31,6 +36,31 @@ class Index:
         self.places: dict[str, tuple[int, int]] = {}
         self.counts: list[int] = []
         self.labels: dict[str, Place] = {}
+        self._parts: dict[str, str] = {}
+        self._documents: dict[str, str] = {}
+        self._quantities: dict[str, PropertySpec] = {}
+
+    # What `ingest` asks about rows already there: answered from here, an append need not make a view.
+
+    def __contains__(self, uid: object) -> bool:
+        return uid in self.places
+
+    def atom_count(self, uid: str) -> int:
+        number, row = self.places[uid]
+        return int(self.segments[number]["/structures/n_atoms"][row])
+
+    def label_is_ok(self, key: str) -> bool | None:
+        place = self.labels.get(key)
+        return None if place is None else place.ok
+
+    def part_of(self) -> dict[str, str]:
+        return self._parts
+
+    def registry(self) -> dict[str, dict[str, Any]]:
+        return {key: json.loads(text) for key, text in self._documents.items()}
+
+    def quantities(self) -> dict[str, PropertySpec]:
+        return self._quantities
 
     def add(self, name: str, last: int, segment: Segment) -> None:
         """Append one segment whose newest commit is `last`."""
@@ -40,6 +70,14 @@ class Index:
             if uid not in self.places:  # two writers may add the same structure at the same time
                 self.places[uid] = (number, row)
                 self.uids.append(uid)
+        if row_count(segment, "splits"):
+            texts, codes = words(segment, "part"), segment["/splits/part"].tolist()
+            own = ["" if code == NULL_CODE else texts[code] for code in codes]
+            self._parts.update(zip(_ids_of(segment, "/splits/structure_uid"), own, strict=True))
+        if n := row_count(segment, "registry"):
+            rows = decode(segment, "registry", np.arange(n))
+            self._documents.update((row.key, row.document) for row in rows)
+        self._quantities.update(specs_in(segment, "properties"))
         self.segments.append(segment)
         self.counts.append(len(self.uids))
         self.last.append(last)

@@ -6,13 +6,14 @@ file. Nothing is modified after that, so readers need no locks.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ase import Atoms
 
@@ -40,6 +41,7 @@ from alchemy.store.snapshot import Snapshot
 
 DURABILITY = ("fsync", "nofsync")
 _TRIES = 10
+_Found = TypeVar("_Found")
 
 
 class Store:
@@ -105,13 +107,12 @@ class Store:
             "retractions": retractions,
         }
         with self._lock:
-            known = self.snapshot()
-            batch = select_new(known, given, registry or {}, quantities)
+            last = self._retried(self._refresh)
+            batch = select_new(self._index, given, registry or {}, quantities)
             if not batch.tables():
-                return known.last
+                return last
             try:
-                image = Image(encode(batch), kind="commit", after=known.last)
-                return self._commit(image, known.last + 1)
+                return self._commit(Image(encode(batch), kind="commit", after=last), last + 1)
             except OSError as error:
                 raise StoreError(f"{self.directory}: cannot write the commit: {error}") from error
 
@@ -175,18 +176,30 @@ class Store:
         there yet and when the files cannot be read.
         """
         with self._lock:
-            for tries_left in reversed(range(_TRIES)):
-                try:
-                    return self._view(as_of)
-                except (_GapError, FileNotFoundError) as error:
-                    # Listing a directory is not atomic: a file may appear, or be merged, meanwhile.
-                    if not tries_left:
-                        raise StoreDamagedError(str(error)) from None
-                    time.sleep(0.01)
-                except OSError as error:
-                    if error.errno != errno.ESTALE or not tries_left:
-                        raise StoreError(f"{self.path}: cannot read: {error}") from error
+            return self._retried(lambda: self._view(as_of))
+
+    def _retried(self, look: Callable[[], _Found]) -> _Found:
+        for tries_left in reversed(range(_TRIES)):
+            try:
+                return look()
+            except (_GapError, FileNotFoundError) as error:
+                # Listing a directory is not atomic: a file may appear, or be merged, meanwhile.
+                if not tries_left:
+                    raise StoreDamagedError(str(error)) from None
+                time.sleep(0.01)
+            except OSError as error:
+                if error.errno != errno.ESTALE or not tries_left:
+                    raise StoreError(f"{self.path}: cannot read: {error}") from error
         raise AssertionError("the last try returns or raises")
+
+    def _refresh(self) -> int:
+        """Bring the index up to now; the last commit."""
+        chosen, beyond = files.cover(files.list_files(self.fs, self.path))
+        last = chosen[-1].hi if chosen else -1
+        if beyond:
+            raise _GapError(files.gap_message(self.directory, last, beyond))
+        self._open(chosen, [one.name for one in chosen])
+        return last
 
     def _view(self, as_of: int | None) -> Snapshot:
         chosen, beyond = files.cover(files.list_files(self.fs, self.path))
@@ -228,25 +241,18 @@ class Store:
 
     def segments(self, as_of: int) -> list[Segment]:
         """The files of commits 0…as_of without an index of what is in them. Raises as `snapshot` does."""
-        chosen: list[Segment] = []
-        for tries_left in reversed(range(_TRIES)):
-            try:
-                chosen.clear()
-                for one in files.cover(files.list_files(self.fs, self.path))[0]:
-                    if one.lo > as_of:
-                        break
-                    segment, hi = Segment(self.fs, one.entry.path), min(one.hi, as_of)
-                    whole = (one.lo, hi) == (one.entry.lo, one.entry.hi)
-                    chosen.append(segment if whole else segment.between(one.lo, hi))
-                if as_of >= 0 and (not chosen or hi < as_of):
-                    raise FileNotFoundError(f"commit {as_of} is missing")
-                return chosen
-            except FileNotFoundError as error:  # merged meanwhile
-                if not tries_left:
-                    raise StoreDamagedError(f"{self.path}: {error}") from None
-            except OSError as error:
-                raise StoreError(f"{self.path}: cannot read: {error}") from error
-        raise AssertionError("the last try returns or raises")
+        return self._retried(lambda: self._segments(as_of))
+
+    def _segments(self, as_of: int) -> list[Segment]:
+        found, last = [], -1
+        for one in files.cover(files.list_files(self.fs, self.path))[0]:
+            if one.lo <= as_of:
+                segment, last = Segment(self.fs, one.entry.path), min(one.hi, as_of)
+                whole = (one.lo, last) == (one.entry.lo, one.entry.hi)
+                found.append(segment if whole else segment.between(one.lo, last))
+        if last < as_of:
+            raise _GapError(f"{self.path}: commit {as_of} is missing")
+        return found
 
     def check(self) -> list[str]:
         """Read every byte of every file; messages name file and dataset. Empty when all is well.
@@ -258,6 +264,12 @@ class Store:
     def compact(self, *, full: bool = True, grace_s: float = 0.0) -> Compaction:
         """Merge files while others read and write; snapshots see no difference. See `compact.compact`."""
         return compact(self, full=full, grace_s=grace_s)
+
+    def tidy(self, limit: int = 32) -> None:
+        """Merge the newest small files once there are more than `limit`; errors wait for `snapshot`."""
+        with contextlib.suppress(StoreError, OSError):
+            if len(files.list_files(self.fs, self.path)) > limit:
+                self.compact(full=False)
 
 
 class _GapError(Exception):

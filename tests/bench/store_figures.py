@@ -94,7 +94,7 @@ def ours(folder: Path, given: list[Atoms], clock: Clock) -> None:
     clock("store: append, 1 a commit", lambda: append_in(Store(folder / "one.h5"), few[:100], 1), 100)
     clock("store: append, 100 a commit", lambda: append_in(Store(folder / "h.h5"), few, 100), len(few))
     store = Store(folder / "store.h5")
-    clock("store: append, 1000 a commit", lambda: append_in(store, given, 1000), n)
+    clock("store: append, 1000 a commit, identity included", lambda: append_in(store, given, 1000), n)
     size = sum(p.stat().st_size for p in store.directory.iterdir())
     clock.figures["store: bytes per structure"] = {"bytes": round(size / n)}
     print(clock.figures["store: bytes per structure"])
@@ -144,7 +144,8 @@ def peers(folder: Path, given: list[Atoms], clock: Clock) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--structures", type=int, default=10_000)
     parser.add_argument("--peers", type=int, default=1000, help="structures that the peers get")
     parser.add_argument("--folder", type=Path, help="where to write; default: a temporary folder")
