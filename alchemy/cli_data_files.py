@@ -101,7 +101,7 @@ def import_command(
     Whatever ASE reads: extended XYZ, ASE databases, vasprun.xml, OUTCAR, outputs of pw.x, … A label
     that is there already is not read again. Without --key a label is looked for under REF_<name>,
     then <name>. VASP's "energy" is the one extrapolated to zero smearing; --key
-    energy=free_energy takes the one that the forces belong to.
+    energy=free_energy takes the one that the forces belong to. ASE reads no output of CP2K.
 
     \b
     Example:

@@ -64,7 +64,7 @@ def import_files(
         try:
             frames, notes = read_labelled(source, extra)
         except TaceError as error:
-            raise InputError(str(error)) from error
+            raise InputError(f"{error}{_advice(Path(source.path))}") from error
         result.notes += notes
         for frame in frames:
             _check_level(frame, levels)
@@ -74,6 +74,21 @@ def import_files(
     for start in range(0, len(rows), _AT_ONCE):
         _append(store, rows[start : start + _AT_ONCE], result, part=part, specs=specs)
     return result
+
+
+def _advice(path: Path) -> str:
+    """What to do about a file that ASE does not read."""
+    try:
+        with path.open("rb") as file:
+            is_cp2k = b"CP2K|" in file.read(1 << 16)
+    except OSError:
+        return ""
+    return (
+        "; ASE does not read outputs of CP2K: make an extended XYZ of its trajectory and forces "
+        "(-pos-1.xyz, -frc-1.xyz) and give their keys and units"
+        if is_cp2k
+        else ""
+    )
 
 
 def _check_level(frame: Labelled, levels: Sequence[str] | None) -> None:

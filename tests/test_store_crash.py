@@ -16,6 +16,7 @@ from memory_fs import MemoryFileSystem, apply, rebuild, states
 from alchemy.errors import AlchemyError
 from alchemy.identity import structure_uid
 from alchemy.store import SplitRow, Store
+from alchemy.store import compact as compaction
 
 PATH = "/store.h5"
 
@@ -24,7 +25,7 @@ def hydrogen(i):
     return Atoms("H", positions=[[i, 0, 0]])
 
 
-UIDS = [structure_uid(hydrogen(i)) for i in range(40)]
+UIDS = [structure_uid(hydrogen(i)) for i in range(60)]
 
 
 def commit(store, i):
@@ -39,8 +40,8 @@ def play(fs, n=14):
             store = Store(PATH, fs=fs)
         commit(store, i)
         fs.log.append(("ack", i))
-        if i in (4, 8, 12):
-            store.compact(full=i == 8)
+        if i % 4 == 0 and i:
+            store.compact(full=i % 8 == 0)
 
 
 def problem(fs, acknowledged, resume):
@@ -81,10 +82,13 @@ def small_writes(monkeypatch):
     monkeypatch.setattr("alchemy.store.layout.WRITE_CHUNK", 4096)
 
 
-def test_no_state_after_a_kill_or_a_power_cut_is_bad(small_writes):
+@pytest.mark.parametrize(
+    ("n", "power"), [(14, 900), pytest.param(40, 6000, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])]
+)
+def test_no_state_after_a_kill_or_a_power_cut_is_bad(small_writes, n, power):
     fs = MemoryFileSystem()
-    play(fs)
-    number, bad = judge(fs.log, 0, power=900)
+    play(fs, n)
+    number, bad = judge(fs.log, 0, power=power)
     assert number >= 2000
     assert bad == []
 
@@ -107,6 +111,22 @@ def test_the_harness_finds_the_faults_of_a_writer_that_does_not_sync(small_write
     killed = [case for case, _ in bad if case[1] == "kill"]
     assert killed == [], "a kill alone does no harm"
     assert len(bad) > 0.2 * number
+
+
+def test_the_harness_finds_a_compactor_that_removes_before_it_has_synced(small_writes, monkeypatch):
+    merge = compaction._merge
+
+    def hasty(store, run):
+        store.durability = "nofsync"
+        merge(store, run)
+        store.durability = "fsync"
+
+    monkeypatch.setattr(compaction, "_merge", hasty)
+    fs = MemoryFileSystem()
+    play(fs)
+    _, bad = judge(fs.log, 0, power=150)
+    assert bad
+    assert not [case for case, _ in bad if case[1] == "kill"]
 
 
 class InPlace(io.RawIOBase):

@@ -42,9 +42,8 @@ class View:
             self.positions = np.arange(self.n)
         else:
             self.structures = View(snapshot, "structures")
-            where = snapshot.positions
-            uids = id_texts(self.column("structure_uid"))
-            self.positions = np.array([where.get(uid, -1) for uid in uids], np.int64)
+            known = _first_rows(self.structures.column("uid"))
+            self.positions = _find(known, self.column("structure_uid"))
 
     def column(self, name: str) -> np.ndarray:
         return self.snapshot.column(self.rows, name)[self.raw]
@@ -77,9 +76,26 @@ class View:
             return Codes(_take(values.codes, self.positions, -1), values.vocabulary)
         return _take(values, self.positions, 0 if values.dtype == np.uint64 else np.nan)
 
-    def uids(self) -> list[str]:
-        """Uid of the structure of each row."""
-        return id_texts(self.column("uid" if self.rows == "structures" else "structure_uid"))
+    def uids(self, chosen: np.ndarray) -> list[str]:
+        """Uid of the structure of some rows."""
+        name = "uid" if self.rows == "structures" else "structure_uid"
+        return id_texts(self.snapshot.column(self.rows, name)[self.raw[chosen]])
+
+
+def _first_rows(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(sorted ids, row where each is first); ids are [n,16] bytes."""
+    return np.unique(np.ascontiguousarray(ids).view("S16").reshape(-1), return_index=True)
+
+
+def _find(known: tuple[np.ndarray, np.ndarray], wanted: np.ndarray) -> np.ndarray:
+    """The row of each wanted id, −1 where there is none."""
+    keys, rows = known
+    texts = np.ascontiguousarray(wanted).view("S16").reshape(-1)
+    if not len(keys):
+        return np.full(len(texts), -1, np.int64)
+    place = np.minimum(np.searchsorted(keys, texts), len(keys) - 1)
+    found: np.ndarray = np.where(keys[place] == texts, rows[place], -1).astype(np.int64)
+    return found
 
 
 def _raw_rows(snapshot: Snapshot, rows: str) -> np.ndarray:
@@ -145,16 +161,16 @@ def _masks(view: View) -> np.ndarray:
 
 
 def _split(view: View) -> Codes:
-    parts = view.snapshot.part_of()
-    return text_codes([parts.get(uid, "") for uid in view.uids()])
+    uids = view.snapshot.column("splits", "structure_uid")
+    keys, from_end = _first_rows(uids[::-1])  # the last row of a structure counts
+    rows = _find((keys, len(uids) - 1 - from_end), view.column("uid"))
+    codes, vocabulary = view.snapshot.codes("splits", "part")
+    return Codes(_take(codes, rows, -1), vocabulary)
 
 
 def _births(view: View) -> np.ndarray:
     """Raw row of the first event of each structure, −1 when it has none."""
-    first: dict[str, int] = {}
-    for row, uid in enumerate(id_texts(view.snapshot.column("events", "structure_uid"))):
-        first.setdefault(uid, row)
-    return np.array([first.get(uid, -1) for uid in view.uids()], np.int64)
+    return _find(_first_rows(view.snapshot.column("events", "structure_uid")), view.column("uid"))
 
 
 def _birth_text(name: str) -> Callable[[View], Codes]:

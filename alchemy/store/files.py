@@ -94,7 +94,7 @@ def cover(entries: Sequence[Entry]) -> tuple[list[Chosen], list[Entry]]:
         if not fitting:
             return chosen, [e for e in entries if e.lo > following]
         # the one that reaches farthest; a merged file before the base, which is its second name
-        best = max(fitting, key=lambda e: (e.hi, -e.lo, e.name))
+        best = max(fitting, key=lambda e: (e.hi, -e.lo, e.name.startswith("m")))
         chosen.append(Chosen(best, following))
         following = best.hi + 1
 

@@ -74,10 +74,9 @@ def select(
     if order is not None:
         chosen = chosen[_order(view, order, chosen, descending=str(sort).startswith("-"))]
     chosen = chosen[:limit]
-    uids = view.uids()
     return Table(
         {name: _values(view, name, chosen) for name in names or DEFAULT_COLUMNS[rows]},
-        [uids[i] for i in chosen],
+        view.uids(chosen),
         tuple(_unknown_texts(view, query)),
     )
 
