@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,18 +76,62 @@ def _with_uids(found: readers.Dataset) -> Dataset:
 
 
 def read_campaign(path: Path, fidelities: Sequence[str] = ()) -> readers.Dataset | None:
-    """The labels of a campaign's store; None where the path is neither a campaign nor a store.
+    """The labels of a campaign or of a store alone; None where the path is neither.
 
     Raises:
         DataError: a campaign that has no labels, or a level that it does not have.
     """
+    if path.suffix in (".h5", ".d"):
+        return _asked(lambda: _from_store(path, fidelities)) if _is_store(path) else None
     holds = path.is_dir() and (is_home(path) or any(path.glob("*.y*ml")) or any(path.glob("store.h5*")))
     if not holds and path.suffix not in (".yaml", ".yml"):
         return None
+    return _asked(lambda: _from_campaign(path, fidelities))
+
+
+def _asked(read: Callable[[], readers.Dataset]) -> readers.Dataset:
     try:
-        return _from_campaign(path, fidelities)
+        return read()
     except AlchemyError as error:  # tace does not know our errors
         raise DataError(str(error)) from error
+
+
+def _is_store(path: Path) -> bool:
+    """Ours, rather than an HDF5 file of somebody else."""
+    if path.with_name(f"{path.name}.d").is_dir() or (path.suffix == ".d" and path.is_dir()):
+        return True
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(8) == b"ALCHSEG1"
+
+
+def _from_store(path: Path, wanted: Sequence[str]) -> readers.Dataset:
+    """All good labels; those of structures in no part are trained on."""
+    from alchemy.datasets import TEST, TRAIN, isolated_energies, labelled
+    from alchemy.store import Store
+
+    store = find_store(path)
+    snapshot = Store(store).snapshot()
+    rows = [row for row in snapshot.labels() if row.replica == 0]
+    names = readers.choose(sorted({row.fidelity for row in rows}), wanted)
+    parts = snapshot.part_of()
+    rows = [row for name in names for row in rows if row.fidelity == name]
+    train = [row for row in rows if parts.get(row.structure_uid, TRAIN) == TRAIN]
+    if not train:
+        raise InputError(f"{store} holds no labels to train on")
+    frames = labelled(snapshot, train)
+    test = labelled(snapshot, [row for row in rows if parts.get(row.structure_uid) == TEST])
+    numbers = sorted({int(z) for frame in (*frames, *test) for z in frame.atoms.numbers})
+    found = isolated_energies(snapshot, names)
+    return readers.Dataset(
+        frames=frames,
+        fidelities=names,
+        elements=tuple(numbers),
+        e0_eV={name: own for name, own in found.items() if set(numbers) <= own.keys()},
+        test=test,
+        notes=[f"{store}: {count(len(frames), 'label')} to train on, {len(test)} to test with"],
+    )
 
 
 def _from_campaign(path: Path, wanted: Sequence[str]) -> readers.Dataset:

@@ -103,6 +103,16 @@ def test_a_merged_store_goes_on_and_merges_again(store):
     assert store.check() == []
 
 
+def test_a_store_of_one_commit_becomes_one_file_that_can_be_read_alone(store, tmp_path):
+    store.append(structures=[hydrogen(1)])
+    assert store.compact().written == 1
+    copy = tmp_path / "copy.h5"
+    copy.write_bytes(store.path.read_bytes())
+    for again in (store, Store(copy)):
+        assert (again.snapshot().last, again.snapshot().uids()) == (0, [structure_uid(hydrogen(1))])
+        assert again.check() == []
+
+
 def test_the_base_alone_is_the_whole_store(store, tmp_path):
     fill(store)
     expected = told(store.snapshot())

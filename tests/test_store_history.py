@@ -1,5 +1,7 @@
 """What happened to a store, how two views differ, and one store into another."""
 
+import shutil
+
 import numpy as np
 import pytest
 from store_helpers import label_of, same, water
@@ -90,6 +92,15 @@ def test_where_two_stores_disagree_the_target_stays_and_says_so(store, other):
     assert "split 'train'" in result.kept[1]
     assert len(view) == 2
     assert len(view.events()) == 1
+
+
+def test_copies_that_went_different_ways_are_merged(store, other):
+    store.append(structures=[water()])
+    shutil.copytree(store.directory, other.directory)
+    store.append(structures=[hydrogen(1)])
+    other.append(structures=[hydrogen(2)])
+    assert merge_into(store, other.snapshot()).added["structures"] == 1
+    assert len(store.snapshot()) == 3
 
 
 def test_a_store_is_not_merged_into_itself_nor_in_other_units(store, other):

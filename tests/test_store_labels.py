@@ -259,3 +259,21 @@ def test_new_commits_go_on_top_of_format_1_0(golden):
     assert len(view.select("canon is None")) == len(before)
     assert len(view.select("electric_field is None", rows="labels")) == len(before.labels(status=None))
     assert len(view.select("has_dipole")) == len(before.select("has_dipole")) == 1
+
+
+def test_a_store_of_format_1_1_is_read_as_it_was_written(tmp_path):
+    """A merged file of eight commits and one more; whoever changes the format keeps this readable."""
+    shutil.copytree(GOLDEN.parent / "store-1.1", tmp_path / "old")
+    store = Store(tmp_path / "old" / "store.h5")
+    ((last, uids), labels) = json.loads((tmp_path / "old" / "expected.json").read_text())[0]
+    view = store.snapshot()
+    assert (str(view.last), str(view.uids())) == (last, uids)
+
+    def lists(arrays):
+        return {name: value.tolist() for name, value in arrays.items()}
+
+    rows = view.labels(status=None)
+    found = [[r.key, r.fidelity, r.status, r.energy_eV, lists(r.properties), lists(r.conditions)] for r in rows]
+    assert found == labels
+    assert store.check() == []
+    assert len(store.snapshot(as_of=3)) == 2

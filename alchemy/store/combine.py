@@ -34,11 +34,11 @@ def merge_into(target: Store, source: Snapshot) -> Merged:
     of one key with different contents, the target's stays and the key is in `kept`.
 
     Raises:
-        InputError: the source is the target.
+        InputError: the source is the target, or an exact copy.
         StoreError: a quantity is in other units there; nothing of the chunk is written.
     """
     view = target.snapshot()
-    if source.last >= 0 and source.origin == view.origin:
+    if source.last >= 0 and source.commit_uuids() == view.commit_uuids():
         raise InputError(f"{target.path}: source and target are the same store; give two")
     result = Merged()
     structures = [uid for uid in source.uids() if uid not in view]

@@ -88,7 +88,7 @@ def _size(store: Store, path: Path) -> int:
 
 
 def _plan(store: Store, chosen: Sequence[files.Chosen], *, full: bool) -> list[list[files.Chosen]]:
-    """Runs of neighbours to merge, each of at least two files."""
+    """Runs of neighbours to merge."""
     sizes = [_size(store, one.entry.path) for one in chosen]
     if not full:
         first, newer = len(chosen), 0
@@ -104,7 +104,16 @@ def _plan(store: Store, chosen: Sequence[files.Chosen], *, full: bool) -> list[l
                 total = 0
             runs[-1].append(one)
             total += size
-    return [run for run in runs if len(run) > 1 or (run and run[0].lo != run[0].entry.lo)]
+    return [run for run in runs if len(run) > 1 or (run and (_is_cut(run[0]) or _is_bare(run[0], full)))]
+
+
+def _is_cut(one: files.Chosen) -> bool:
+    return one.lo != one.entry.lo
+
+
+def _is_bare(one: files.Chosen, full: bool) -> bool:
+    """A single commit, which does not know its number: it could not be read as `store.h5`."""
+    return full and one.entry.name.startswith("c")
 
 
 def _merge(store: Store, run: Sequence[files.Chosen]) -> None:
@@ -130,7 +139,7 @@ def _name_base(store: Store) -> None:
     It is a convenience for other programs: our readers would do without, so one that is behind does no harm.
     """
     entries = files.list_files(store.fs, store.path)
-    merged = [e for e in entries if e.lo == 0 and e.path.parent == store.directory]
+    merged = [e for e in entries if e.lo == 0 and e.name.startswith("m")]
     if not merged:
         return
     best = max(merged, key=lambda e: e.hi)

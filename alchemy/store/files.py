@@ -67,7 +67,7 @@ def list_files(fs: FileSystem, path: Path, problems: list[str] | None = None) ->
         try:
             header = read_header(fs, fd, path)
             name = f"{path.name} {header['uuid']}"  # a base can be replaced under its name
-            found.append(Entry(header["lo"], header["hi"], path, name))
+            found.append(Entry(max(header["lo"], 0), max(header["hi"], 0), path, name))
         except StoreError as error:
             if problems is None:
                 raise

@@ -129,10 +129,9 @@ class Snapshot:
         """Keys of labels that were hidden at some time; some may have been made again."""
         return [row.target for row in self._all("retractions")]
 
-    @property
-    def origin(self) -> str:
-        """Identity of the first commit, '' when there is none: two stores never share it."""
-        return self._segments[0].commit_uuids()[0] if self._segments else ""
+    def commit_uuids(self) -> list[str]:
+        """Identities of the commits 0…last; two stores with the same ones are copies of each other."""
+        return [uuid for segment in self._segments for uuid in segment.commit_uuids()]
 
     def events(self, *, kind: str | None = None, round: int | None = None) -> list[EventRow]:
         """Events in the order of their commits."""
