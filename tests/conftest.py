@@ -63,6 +63,29 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "store.h5", durability="nofsync")
 
 
+@pytest.fixture
+def filled(store: Store) -> Store:
+    """A store of eight commits with every kind of row."""
+    from store_helpers import fill
+
+    fill(store)
+    return store
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run a command of alchemy: (exit code, standard output, standard error)."""
+    from alchemy.cli import main
+
+    def call(*words: object) -> tuple[int, str, str]:
+        code = main([str(word) for word in words])
+        out, err = capsys.readouterr()
+        assert "Traceback" not in err
+        return code, out, err
+
+    return call
+
+
 TRICLINIC = np.array([[3.6, 0.2, -0.3], [0.9, 3.9, 0.4], [-0.7, 1.1, 4.3]])
 
 

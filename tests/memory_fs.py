@@ -186,3 +186,24 @@ def states(log, first, *, power, seed=3):
     for k, model in cases:
         acknowledged = max([-1, *(entry[1] for entry in log[:k] if entry[0] == "ack")])
         yield (k, model), acknowledged, survivors(log[:k], model, rng)
+
+
+class Refusing(MemoryFileSystem):
+    """Call number `left` that changes something fails, once it is armed."""
+
+    def __init__(self, left, code):
+        super().__init__()
+        self.left, self.code, self.armed = left, code, False
+
+    def __getattribute__(self, name):
+        real = object.__getattribute__(self, name)
+        if name not in ("pwrite", "link", "replace", "fsync", "fchmod") or not self.armed:
+            return real
+
+        def call(*arguments):
+            self.left -= 1
+            if self.left == -1:
+                raise OSError(self.code, os.strerror(self.code))
+            return real(*arguments)
+
+        return call

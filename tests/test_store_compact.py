@@ -11,66 +11,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ase import Atoms
-from ase.build import bulk
-from memory_fs import MemoryFileSystem
-from store_helpers import commits, label_of, same, water
+from memory_fs import MemoryFileSystem, Refusing
+from store_helpers import commits, fill, hydrogen, label_of, same, told
 
 from alchemy.errors import StoreDamagedError, StoreError
 from alchemy.identity import structure_uid
 from alchemy.store import (
-    EventRow,
-    FailureRow,
-    PredictionRow,
-    PropertySpec,
-    RetractionRow,
-    SplitRow,
     Store,
     log,
 )
 from alchemy.store.segment import Segment
 
 ROOT = Path(__file__).parents[1]
-TABLES = ("structures", "labels", "events", "failures", "predictions")
-
-
-def hydrogen(i, y=0):
-    return Atoms("H", positions=[[i, y, 0]])
-
-
-def fill(store):
-    """Eight commits with every kind of row, named quantities in some of them only."""
-    pd = bulk("Pd", cubic=True)
-    pd.set_tags([1, 2, 3, 4])
-    frames = [water(), pd, water(0.2), hydrogen(1)]
-    uid = [structure_uid(a) for a in frames]
-    quadrupole = PropertySpec("atom", (3, 3), "e*A^2", "quadrupoles")
-    first = label_of(frames[0], properties={"charges": np.ones(3), "hessian": np.eye(9)})
-    store.append(structures=frames[:1], labels=[first], events=[EventRow(uid[0], "start", time=0.0)])
-    store.append(structures=frames[1:2], splits=[SplitRow(uid[1], "test", 0.0)])
-    store.append(
-        labels=[label_of(pd, "gfn2", properties={"q": np.ones((4, 3, 3)), "dipole": np.ones(3)})],
-        quantities={"q": quadrupole},
-    )
-    store.append(failures=[FailureRow(uid[0], "label", "é", "scf", "two\nlines", 1, 0.0)])
-    store.append(
-        structures=frames[2:],
-        predictions=[PredictionRow(uid[0], "m", "pbe", -1.0, 0.1, 0.2, np.ones(3))],
-        registry={"m": {"a": 1}},
-    )
-    store.append(labels=[label_of(frames[2], "é2", status="failed", energy=None, forces_eV_per_A=None)])
-    store.append(retractions=[RetractionRow(first.key, "wrong", 0.0)])
-    last = label_of(frames[2], stress_eV_per_A3=np.ones(6))
-    store.append(labels=[last], splits=[SplitRow(uid[1], "train", 1.0)])
-
-
-def told(view):
-    """All that a snapshot says."""
-    tables = [
-        str(list(view.select("", rows=rows, columns=list(view.fields(rows))).rows())) for rows in TABLES
-    ]
-    frames = [(a.info, {n: v.tolist() for n, v in a.arrays.items()}) for a in view.structures(view.uids())]
-    return view.last, view.uids(), tables, frames, view.part_of(), view.registry(), view.quantities()
 
 
 @pytest.mark.parametrize("full", [True, False])
@@ -241,27 +193,6 @@ def test_a_disk_that_refuses_any_call_of_a_compaction_loses_nothing(code, monkey
         if not message and fs.left >= 0:
             break
     assert which >= 15
-
-
-class Refusing(MemoryFileSystem):
-    """Call number `left` that changes something fails, once it is armed."""
-
-    def __init__(self, left, code):
-        super().__init__()
-        self.left, self.code, self.armed = left, code, False
-
-    def __getattribute__(self, name):
-        real = object.__getattribute__(self, name)
-        if name not in ("pwrite", "link", "replace", "fsync", "fchmod") or not self.armed:
-            return real
-
-        def call(*arguments):
-            self.left -= 1
-            if self.left == -1:
-                raise OSError(self.code, os.strerror(self.code))
-            return real(*arguments)
-
-        return call
 
 
 def test_a_damaged_file_stops_a_compaction_and_nothing_is_removed(store):

@@ -10,9 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from memory_fs import MemoryFileSystem
-from store_helpers import label_of, water
-from test_cli_store import labelled_frames
-from test_store_compact import hydrogen
+from store_helpers import hydrogen, label_of, labelled_frames, water
 from user_campaign import campaign_folder
 
 from alchemy.cli import main

@@ -4,8 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
-from store_helpers import label_of, same, water
-from test_store_compact import fill, hydrogen, told
+from store_helpers import fill, hydrogen, label_of, same, told, water
 
 from alchemy.errors import InputError, StoreError
 from alchemy.identity import structure_uid

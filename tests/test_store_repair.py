@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from store_helpers import label_of, same, water
-from test_store_compact import Refusing, fill, hydrogen, told
+from memory_fs import Refusing
+from store_helpers import fill, hydrogen, label_of, same, told, water
 
 from alchemy.errors import StoreDamagedError, StoreError
 from alchemy.identity import structure_uid

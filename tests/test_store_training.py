@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 from ase import Atoms
-from store_helpers import label_of, water
-from test_store_labels import in_conditions
+from store_helpers import in_conditions, label_of, water
 
 from alchemy.identity import structure_uid
 from alchemy.store import SplitRow, Store

@@ -6,8 +6,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from store_helpers import label_of, water
-from test_store_labels import in_conditions
+from store_helpers import in_conditions, label_of, water
 from torch.utils.data import DataLoader
 
 from alchemy.datasets import labelled
