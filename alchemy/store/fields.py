@@ -12,6 +12,7 @@ from alchemy.errors import QueryError
 from alchemy.store.query import Codes
 from alchemy.store.rows import CONDITIONS, PROPERTIES
 from alchemy.store.schema import id_texts
+from alchemy.store.segment import Segment
 from alchemy.store.syntax import Z_OF
 
 if TYPE_CHECKING:
@@ -208,12 +209,15 @@ def _has_stress(view: View) -> np.ndarray:
 
 
 def _max_force(view: View) -> np.ndarray:
-    parts = [np.zeros(0)]
-    for offset, forces in view.snapshot.segment_columns("labels", "forces"):
-        norms = np.append(np.sqrt(np.einsum("ai,ai->a", forces, forces)), 0.0)
-        largest = np.maximum.reduceat(norms, offset[:-1]) if len(offset) > 1 else np.zeros(0)
-        parts.append(np.where(np.diff(offset) > 0, largest, np.nan))
+    parts = [np.zeros(0), *view.snapshot.per_segment("labels", _largest_norms)]
     return np.concatenate(parts)[view.raw]
+
+
+def _largest_norms(segment: Segment) -> np.ndarray:
+    offset, forces = segment["/labels/offset"], segment["/labels/atoms/forces"]
+    norms = np.append(np.sqrt(np.einsum("ai,ai->a", forces, forces)), 0.0)
+    largest = np.maximum.reduceat(norms, offset[:-1]) if len(offset) > 1 else np.zeros(0)
+    return np.where(np.diff(offset) > 0, largest, np.nan)
 
 
 def _energy_per_atom(view: View) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -262,6 +262,17 @@ class Snapshot:
         for segment in self._segments:
             if row_count(segment, table):
                 yield segment[f"/{table}/offset"], segment[f"/{table}/atoms/{name}"]
+
+    def per_segment(self, table: str, compute: Callable[[Segment], np.ndarray]) -> list[np.ndarray]:
+        """What a function makes of each segment that has rows of a table; kept, as segments never change."""
+        found = []
+        for segment in self._segments:
+            if row_count(segment, table):
+                key = ("computed", compute.__name__)
+                if key not in segment.derived:
+                    segment.derived[key] = compute(segment)
+                found.append(segment.derived[key])
+        return found
 
     @cached_property
     def structure_rows(self) -> np.ndarray:
