@@ -127,7 +127,7 @@ class TaceConfig:
     radial_hidden: tuple[int, ...] = (64, 64, 64)
     readout_hidden: int = 16
     avg_neighbors: float = 1.0  # mean number of directed edges per atom in the training set
-    start: str = "unit"  # size of features before training; 'small': as published, for a few dozen structures
+    start: str = "unit"  # size of features before training; 'small': a quarter, for a few dozen structures
     radial_orders: tuple[int, ...] = (0,)  # orders of the spherical Bessel functions, n_radial of each
     mixing: str = "coupled"  # of channels after the product basis; or 'uncoupled'
     weights: str = "max"  # ICT weights kept in A; 'all' keeps the lower ones too
