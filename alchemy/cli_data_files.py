@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from alchemy.cli_paths import find_campaign, find_store, is_home
-from tace.cli_common import AS_JSON, SETTINGS, WHERE, say_json
+from tace.cli_common import AS_JSON, SETTINGS, WHERE, key_places, say_json
 from tace.wording import count
 
 if TYPE_CHECKING:
-    from tace.keys import Key
+    pass
 
 FORMATS = ("extxyz", "ase-db", "parquet", "pymatgen")
 
@@ -115,7 +115,7 @@ def import_command(
 
     store, levels = _target(target)
     extra = dict(_head(text) for text in heads)
-    labels, conditions = _places(keys)
+    labels, conditions = key_places(keys)
     how = {"keys": labels, "inputs": conditions, "fidelity_key": fidelity_key}
     sources = [Source(path, fidelity=fidelity, index=index, **how) for path in files]  # type: ignore[arg-type]
     found = import_files(Store(store), sources, part=part, levels=levels, extra=extra)
@@ -146,22 +146,6 @@ def _new_store(path: Path) -> Path:
     if not path.resolve().parent.is_dir():
         raise InputError(f"{path}: there is no folder {path.parent}")
     return path
-
-
-def _places(texts: Sequence[str]) -> tuple[dict[str, Key], dict[str, Key]]:
-    from tace.keys import Key
-    from tace.quantities import INPUTS, LABELS
-
-    labels: dict[str, Key] = {}
-    conditions: dict[str, Key] = {}
-    for text in texts:
-        name, sign, rest = text.partition("=")
-        key, _, unit = rest.partition(":")
-        if not sign or not key:
-            raise click.UsageError(f"--key {text}: write it as energy=REF_energy or energy=E:Ha")
-        own = conditions if name in INPUTS and name not in LABELS else labels
-        own[name] = Key(key, unit or None)
-    return labels, conditions
 
 
 def _head(text: str) -> tuple[str, Any]:

@@ -14,6 +14,7 @@ whatever its number: 65 %, 41 %, 47 %.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -43,6 +44,12 @@ def balanced_weights(samples: Sequence[Sample], settings: TrainSettings) -> dict
             wanted = loudness * min(1.0, count / n_forces) if loudness > 0 else 1.0
             found[name] = float(f"{wanted / spread:.2g}") if spread > 0 else 1.0
     return found
+
+
+def with_weights(settings: TrainSettings, samples: Sequence[Sample]) -> TrainSettings:
+    """The settings with a weight for every quantity of the samples."""
+    weights = {**balanced_weights(samples, settings), **settings.label_weights}
+    return replace(settings, label_weights=weights)
 
 
 def _spread(samples: Sequence[Sample], name: str) -> tuple[float, int]:

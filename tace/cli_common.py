@@ -18,6 +18,7 @@ import click
 from tace.errors import TaceError
 
 if TYPE_CHECKING:
+    from tace.keys import Key
     from tace.model import Tace
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -146,3 +147,24 @@ def threads(number: int) -> None:
 THREADS = click.option(
     "--threads", type=click.IntRange(min=1), default=1, show_default=True, metavar="N", help="Cores to use."
 )
+
+
+def key_places(texts: Sequence[str], reads: Sequence[str] = ()) -> tuple[dict[str, Key], dict[str, Key]]:
+    """Keys of labels and of conditions from --key options.
+
+    Args:
+        reads: conditions of a model; 'charges', which may be either, are a condition where it reads them.
+    """
+    from tace.keys import Key
+    from tace.quantities import INPUTS, LABELS
+
+    labels: dict[str, Key] = {}
+    conditions: dict[str, Key] = {}
+    for text in texts:
+        name, sign, rest = text.partition("=")
+        key, _, unit = rest.partition(":")
+        if not sign or not key:
+            raise click.UsageError(f"--key {text}: write it as energy=REF_energy or energy=E:Ha")
+        is_input = name in reads or (name in INPUTS and name not in LABELS)
+        (conditions if is_input else labels)[name] = Key(key, unit or None)
+    return labels, conditions

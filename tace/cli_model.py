@@ -12,14 +12,23 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tace.cli_common import AS_JSON, SETTINGS, THREADS, WHERE, load_models, say_json, sorted_out, threads
+from tace.cli_common import (
+    AS_JSON,
+    SETTINGS,
+    THREADS,
+    WHERE,
+    key_places,
+    load_models,
+    say_json,
+    sorted_out,
+    threads,
+)
 from tace.errors import DataError, TaceError
 
 if TYPE_CHECKING:
     from ase import Atoms
 
     from tace.data import Labelled
-    from tace.keys import Key
     from tace.model import Tace
 
 FORCE = click.option("--force", is_flag=True, help="Overwrite a file that exists.")
@@ -154,7 +163,7 @@ def _labelled(
     from tace.runfile_data import extra_quantities
 
     known = model.config.fidelities
-    labels, conditions = _places(keys, model)
+    labels, conditions = key_places(keys, model.config.input_names)
     sources = [Source(path, keys=labels, inputs=conditions) for path in data]
     dataset = read_dataset(sources, extra=extra_quantities(model.config.heads))
     frames = [*dataset.frames, *dataset.test]
@@ -173,23 +182,6 @@ def _labelled(
     return frames
 
 
-def _places(keys: Sequence[str], model: Tace) -> tuple[dict[str, Key], dict[str, Key]]:
-    """Keys of labels and of conditions; 'charges' are a condition where the model reads them."""
-    from tace.keys import Key
-    from tace.quantities import INPUTS, LABELS
-
-    labels: dict[str, Key] = {}
-    conditions: dict[str, Key] = {}
-    for text in keys:
-        name, sign, rest = text.partition("=")
-        key, _, unit = rest.partition(":")
-        if not sign or not key:
-            raise click.UsageError(f"--key {text}: write it as energy=REF_energy or energy=E:Ha")
-        is_input = name in model.config.input_names or (name in INPUTS and name not in LABELS)
-        (conditions if is_input else labels)[name] = Key(key, unit or None)
-    return labels, conditions
-
-
 def _read_structures(path: Path, index: str, keys: Sequence[str], model: Tace) -> list[Atoms]:
     """Frames with the conditions that the model reads under their own names."""
     from tace.keys import find_all, with_inputs
@@ -197,7 +189,7 @@ def _read_structures(path: Path, index: str, keys: Sequence[str], model: Tace) -
     from tace.readers import read_frames
 
     frames = read_frames(path, index)
-    labels, conditions = _places(keys, model)
+    labels, conditions = key_places(keys, model.config.input_names)
     if labels:
         raise click.UsageError(f"--key {next(iter(labels))}: a prediction needs no labels")
     known = {name: q for name, q in INPUTS.items() if name in (*model.config.input_names, *conditions)}

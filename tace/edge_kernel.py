@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from .batch import Batch
+from .kernel_calls import addresses, call, filled
 from .paths import InteractionPath
 
 MAX_RANK_IN = 3  # of features: the kernel holds the components of one in registers
 _PAD = 16  # columns of a coupling matrix come in multiples of this, see the kernel
-DTYPES = {torch.float32: "f32", torch.float64: "f64"}
 
 
 class Plan:
@@ -66,10 +66,9 @@ class Edges(NamedTuple):
             len(batch.species), batch.slots, pairs, channels, torch.get_num_threads(), *plan.numbers,
             self.coupling.data_ptr(), batch.slot_sender.data_ptr(), batch.slot_reverse.data_ptr(),
             batch.slot_pair.data_ptr(), batch.pair_slots.data_ptr(),
-            *[0 if t is None else t.data_ptr() for t in tensors],
+            *addresses(tensors),
         )  # fmt: skip
-        function = getattr(self.library, f"tace_{name}_{DTYPES[self.coupling.dtype]}")
-        function((ctypes.c_int64 * len(values))(*values))
+        call(self.library, name, self.coupling.dtype, values)
 
     def sums(self, like: Tensor, channels: int) -> list[Tensor]:
         """Room for the sums of every rank, [A, 2l+1, paths·C]."""
@@ -86,13 +85,6 @@ def _whole(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
 
 def _room(needed: Sequence[bool], like: Sequence[Tensor]) -> list[Tensor | None]:
     return [torch.empty_like(t) if need else None for need, t in zip(needed, like, strict=True)]
-
-
-def _filled(tensors: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:
-    return [
-        torch.zeros_like(x) if t is None else t.contiguous()
-        for t, x in zip(tensors, like, strict=True)
-    ]
 
 
 class _Sum(torch.autograd.Function):
@@ -115,7 +107,7 @@ class _Sum(torch.autograd.Function):
         if all(each is None for each in g):
             return (None,) * (1 + len(saved))
         if any(each is None for each in g):
-            g = tuple(_filled(g, ctx.edges.sums(saved[0], saved[2].shape[2])))
+            g = tuple(filled(g, ctx.edges.sums(saved[0], saved[2].shape[2])))
         return (None, *_Grad.apply(ctx.edges, ctx.needs_input_grad[1:], *saved, *g))
 
 
@@ -138,7 +130,7 @@ class _Grad(torch.autograd.Function):
         if all(each is None for each in u):
             return (None,) * (2 + len(saved))
         if any(each is not None for each in u[2:]):  # the kernel knows features of all ranks, or of none
-            u = (*u[:2], *_filled(u[2:], saved[2 : len(u)]))
+            u = (*u[:2], *filled(u[2:], saved[2 : len(u)]))
         return (None, None, *_Second.apply(ctx.edges, ctx.needs_input_grad[2:], *saved, *u))
 
 

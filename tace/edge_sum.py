@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from . import native
 from .batch import Batch, collate, make_graph
-from .edge_kernel import DTYPES, MAX_RANK_IN, Edges, Plan, native_edge_sum
+from .edge_kernel import MAX_RANK_IN, Edges, Plan, native_edge_sum
 from .ict import scaled_coupling
+from .kernel_calls import can_run
 from .layers import concatenate, pair_to_slot, sender_to_slot
 from .paths import InteractionPath, interaction_paths
 
@@ -64,17 +65,8 @@ class EdgeSum(nn.Module):
         )
 
     def _native(self, *tensors: Tensor) -> bool:
-        """Whether the kernel can do it: also of scalars alone, and for the smallest molecules, it is faster.
-
-        What records operations (torch.compile, make_fx) has to see those of PyTorch.
-        """
-        return (
-            self.plan.n_in <= MAX_RANK_IN + 1
-            and self.packed.dtype in DTYPES
-            and all(x.device.type == "cpu" and x.dtype == self.packed.dtype for x in tensors)
-            and not torch.compiler.is_compiling()
-            and torch.utils._python_dispatch._get_current_dispatch_mode() is None
-        )
+        """Whether the kernel can do it: it is faster also for scalars and for the smallest molecules."""
+        return self.plan.n_in <= MAX_RANK_IN + 1 and can_run(self.packed.dtype, tensors)
 
     def plain(
         self, sent: Sequence[Tensor], weights: Tensor, batch: Batch, *, angular: Tensor

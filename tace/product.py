@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from . import native
 from .ict import scaled_coupling
+from .kernel_calls import can_run
 from .layers import concatenate, draw
 from .paths import (
     InteractionPath,
@@ -29,7 +30,7 @@ from .paths import (
     product_coupling,
     product_paths,
 )
-from .product_kernel import DTYPES, Basis, Place, Shapes, Terms, native_product, tables
+from .product_kernel import Basis, Place, Shapes, Terms, native_product, tables
 
 
 class _Block(NamedTuple):
@@ -237,17 +238,8 @@ class ProductBasis(nn.Module):
         return Basis(library, self.shapes, self.table, self.coefficients, self.plain)
 
     def _native(self, a: Sequence[Tensor]) -> bool:
-        """Whether the kernel can do it.
-
-        What records operations (torch.compile, make_fx) has to see those of PyTorch.
-        """
-        return (
-            len(self.levels) > 1
-            and self.coefficients.dtype in DTYPES
-            and all(x.device.type == "cpu" and x.dtype == self.coefficients.dtype for x in a)
-            and not torch.compiler.is_compiling()
-            and torch.utils._python_dispatch._get_current_dispatch_mode() is None
-        )
+        """Whether the kernel can do it; of order one there is nothing to do."""
+        return len(self.levels) > 1 and can_run(self.coefficients.dtype, a)
 
     def plain(self, a: Sequence[Tensor]) -> list[Tensor]:
         """The form that says what is meant, in PyTorch alone: on any device, for any transformation."""

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-DTYPES = {torch.float32: "f32", torch.float64: "f64"}
+from .kernel_calls import addresses, call, filled
 
 Plain = Callable[[Sequence[Tensor]], list[Tensor]]
 
@@ -104,14 +104,9 @@ class Basis(NamedTuple):
         values = (
             self.table.data_ptr(), self.coefficients.data_ptr(),
             like.shape[0], like.shape[2], torch.get_num_threads(),
-            *[0 if t is None else t.data_ptr() for t in tensors],
+            *addresses(tensors),
         )  # fmt: skip
-        function = getattr(self.library, f"tace_{name}_{DTYPES[self.coefficients.dtype]}")
-        function((ctypes.c_int64 * len(values))(*values))
-
-
-def _filled(tensors: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:
-    return [torch.zeros_like(x) if t is None else t.contiguous() for t, x in zip(tensors, like, strict=True)]
+        call(self.library, name, self.coefficients.dtype, values)
 
 
 class _Values(torch.autograd.Function):
@@ -133,7 +128,7 @@ class _Values(torch.autograd.Function):
         if all(each is None for each in g):
             return (None,) * (1 + len(saved))
         if any(each is None for each in g):
-            g = tuple(_filled(g, ctx.basis.shapes.sums(saved[0])))
+            g = tuple(filled(g, ctx.basis.shapes.sums(saved[0])))
         return (None, *_Slopes.apply(ctx.basis, *saved, *g))
 
 
@@ -156,7 +151,7 @@ class _Slopes(torch.autograd.Function):
         if all(each is None for each in u):
             return (None,) * (1 + len(saved))
         needed = any(ctx.needs_input_grad[1 : 1 + n]), any(ctx.needs_input_grad[1 + n :])
-        return (None, *_Second.apply(ctx.basis, needed, *saved, *_filled(u, saved[:n])))
+        return (None, *_Second.apply(ctx.basis, needed, *saved, *filled(u, saved[:n])))
 
 
 class _Second(torch.autograd.Function):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from . import devices
-from .balance import balanced_weights
+from .balance import with_weights
 from .checks import check_labels, summary
 from .comparison import compare, error_rows
 from .data import Labelled, Sample, make_samples
@@ -199,14 +199,15 @@ def _say_data(run: RunFile, data: RunData, tell: Say) -> None:
 
 
 def _weighed(settings: TrainSettings, train: Sequence[Sample], tell: Say) -> TrainSettings:
-    """The settings with a weight for every quantity of the data."""
-    found = balanced_weights(train, settings)
+    """The settings with a weight for every quantity of the data; those that were not given are told."""
+    weighed = with_weights(settings, train)
+    found = {n: w for n, w in weighed.label_weights.items() if n not in settings.label_weights}
     if found:
         tell(
             "weights in the loss by the spread of the labels (train.label_weights changes them): "
             + ", ".join(f"{name} {weight:.3g}" for name, weight in found.items())
         )
-    return replace(settings, label_weights={**found, **settings.label_weights})
+    return weighed
 
 
 def _replayed(run: RunFile, start: Tace | None) -> list[Labelled]:

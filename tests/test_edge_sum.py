@@ -10,7 +10,7 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import layer_variants
@@ -19,6 +19,7 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk, molecule
+from kernel_helpers import fixtures
 from torch import Tensor
 
 import tace
@@ -36,20 +37,7 @@ TOLERANCE = {torch.float64: 1e-13, torch.float32: 5e-5}
 RANKS = [(0, 0, 3), (0, 2, 16), (0, 3, 64), (1, 2, 16), (1, 3, 33), (2, 2, 5), (2, 3, 64), (3, 3, 19)]
 
 
-@pytest.fixture(scope="module")
-def library():
-    found = edge_sum.compiled()
-    if found is None:
-        pytest.skip("there is no C++ compiler here, or TACE_NATIVE=0")
-    return found
-
-
-@pytest.fixture
-def anew() -> Iterator[None]:
-    """The library is looked for once more, in the test and after it."""
-    edge_sum.compiled.cache_clear()
-    yield
-    edge_sum.compiled.cache_clear()
+library, anew = fixtures(edge_sum)
 
 
 def frames(kind: str) -> list[Atoms]:

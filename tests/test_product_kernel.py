@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import layer_variants
 import numpy as np
 import pytest
 import torch
+from kernel_helpers import fixtures
 from torch import Tensor
 
 import tace
@@ -43,20 +44,7 @@ CASES = [
 IDS = [" ".join(map(str, case)) for case in CASES]
 
 
-@pytest.fixture(scope="module")
-def library():
-    found = product.compiled()
-    if found is None:
-        pytest.skip("there is no C++ compiler here, or TACE_NATIVE=0")
-    return found
-
-
-@pytest.fixture
-def anew() -> Iterator[None]:
-    """The library is looked for once more, in the test and after it."""
-    product.compiled.cache_clear()
-    yield
-    product.compiled.cache_clear()
+library, anew = fixtures(product)
 
 
 def module_of(

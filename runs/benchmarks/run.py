@@ -32,7 +32,7 @@ import judge
 import torch
 from table import write_table
 
-from tace.balance import balanced_weights
+from tace.balance import with_weights
 from tace.data import Labelled, Sample, make_samples
 from tace.io import load_model, save_model
 from tace.model import Tace
@@ -112,8 +112,7 @@ def trained(run: RunFile, data: RunData, out: Path, *, minutes: float) -> tuple[
     state = budget.state
     model, _ = new_model(run, data)
     train, valid = (make_samples(part, model.config, data.labels) for part in (data.train, data.valid))
-    weights = {**balanced_weights(train, run.settings), **run.settings.label_weights}
-    weighed = dataclasses.replace(run.settings, label_weights=weights)
+    weighed = with_weights(run.settings, train)
     if last.exists():  # the statistics are those of the first round
         model.load_state_dict(load_model(last).state_dict())
     open_round = bool(state["rounds"]) and not state["rounds"][-1]["done"]

@@ -7,27 +7,14 @@
 #include <type_traits>
 #include <vector>
 
+#include "simd.h"
+
 namespace {
 
-#if defined(__AVX512F__)
-constexpr int kBytes = 64;
-#elif defined(__AVX__)
-constexpr int kBytes = 32;
-#else
-constexpr int kBytes = 16;
-#endif
-
-constexpr int kRanks = 16;  // more than a model has
 constexpr int kPad = 16;    // the columns of a coupling matrix come in multiples of this
 constexpr int kEdges = 4;   // whose messages are added at once
 
 using std::int64_t;
-
-template <class T>
-struct Simd {
-  static constexpr int n = kBytes / static_cast<int>(sizeof(T));
-  typedef T V __attribute__((vector_size(kBytes)));
-};
 
 // The first n numbers of a vector; all of them if Full.
 template <bool Full, class T>

@@ -25,29 +25,16 @@
 #include <type_traits>
 #include <vector>
 
+#include "simd.h"
+
 namespace product {
 namespace {
 
 using std::int32_t;
 using std::int64_t;
 
-#if defined(__AVX512F__)
-constexpr int kBytes = 64;
-#elif defined(__AVX__)
-constexpr int kBytes = 32;
-#else
-constexpr int kBytes = 16;
-#endif
-
 constexpr int kVectors = 4;   // of a block at most
 constexpr int kVectors2 = 4;  // where twice as much is kept
-constexpr int kRanks = 16;    // more than a model has
-
-template <class T>
-struct Simd {
-  static constexpr int n = kBytes / static_cast<int>(sizeof(T));
-  typedef T V __attribute__((vector_size(kBytes)));
-};
 
 template <class T>
 inline typename Simd<T>::V load(const T* from) {

@@ -14,6 +14,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import ours
@@ -27,29 +28,32 @@ from harness import BATCH, E0_3BPA, SIZES, Record, emit, frames_3bpa, machine, p
 from tace.config import PRESETS
 from tace.edge_sum import EdgeSum
 
-FORMS: dict[str, Callable[[EdgeSum], bool]] = {
-    "plain": lambda module: False,
-    "native": lambda module: True,
-    "upper": lambda module: module.plan.n_in > 1,
+Rules = dict[str, Callable[..., bool]]  # of each form, what decides whether the kernel is used
+Measure = Callable[[Callable[[], object]], Record]
+
+FORMS: Rules = {
+    "plain": lambda module, *tensors: False,
+    "native": lambda module, *tensors: True,
+    "upper": lambda module, *tensors: module.plan.n_in > 1,
 }
 
 
-def compared(call: Callable[[], object], *, seconds: float) -> Record:
-    """Median CPU milliseconds of each form, one after another until the time is over."""
-    times: dict[str, list[float]] = {form: [] for form in FORMS}
-    own = EdgeSum._native
+def compared(call: Callable[[], object], operator: Any, forms: Rules, *, seconds: float) -> Record:
+    """Median CPU milliseconds of each form of the operator, one after another until the time is over."""
+    times: dict[str, list[float]] = {form: [] for form in forms}
+    own = operator._native
     end, rounds = time.perf_counter() + seconds, 0
-    while rounds < 8 or (time.perf_counter() < end and rounds < 200):
-        for form, rule in FORMS.items():
-            EdgeSum._native = lambda self, *tensors, rule=rule: rule(self)  # type: ignore[method-assign]
+    while rounds < 8 or (time.perf_counter() < end and rounds < 300):
+        for form, rule in forms.items():
+            operator._native = rule
             start = time.process_time()
             call()
             if rounds >= 3:
                 times[form].append(1e3 * (time.process_time() - start))
         rounds += 1
-    EdgeSum._native = own  # type: ignore[method-assign]
+    operator._native = own
     medians = {form: statistics.median(found) for form, found in times.items()}
-    ratios = {f"{form}/plain": medians[form] / medians["plain"] for form in FORMS if form != "plain"}
+    ratios = {f"{form}/plain": medians[form] / medians["plain"] for form in forms if form != "plain"}
     return {**{f"{form}_ms": x for form, x in medians.items()}, **ratios, "rounds": rounds - 3}
 
 
@@ -63,24 +67,35 @@ def systems(folder: Path) -> dict[str, tuple[Atoms, float]]:
     }
 
 
-def forces(size: str, atoms: Atoms, cutoff: float, seconds: float) -> Record:
-    """Energy and forces with weights that need no gradient."""
+def forces(sizes: dict[str, Any], atoms: Atoms, cutoff: float, measure: Measure) -> Record:
+    """Energy and forces with weights that need no gradient.
+
+    Args:
+        sizes: L_max, and what differs from the sizes of the other benchmarks.
+    """
     elements = sorted({int(z) for z in atoms.numbers})
     model = ours.build(
-        elements, cutoff=cutoff, L_max=SIZES[size], avg_neighbors=20.0, e0=dict.fromkeys(elements, 0.0)
-    )
+        elements, cutoff=cutoff, L_max=sizes["L_max"], avg_neighbors=20.0,
+        e0=dict.fromkeys(elements, 0.0), sizes={k: v for k, v in sizes.items() if k != "L_max"},
+    )  # fmt: skip
     model.requires_grad_(False)
     batch = ours.batch(model, [ours.graph(model, atoms)])
-    found = compared(lambda: ours.call(model, batch, training=False), seconds=seconds)
+    found = measure(lambda: ours.call(model, batch, training=False))
     return {"atoms": len(atoms), "edges": 2 * len(batch.pair_i), **found}
 
 
-def step(train: list[Atoms], L_max: int, count: int, seconds: float) -> Record:
-    training = ours.Training(train, L_max, E0_3BPA)
-    frames = train[:count]
-    ready = training.prepared(frames, [ours.graph(training.model, a) for a in frames])
-    found = compared(lambda: training.step(*ready), seconds=seconds)
-    return {"atoms": sum(map(len, frames)), **found}
+def step(sizes: dict[str, Any], train: list[Atoms], count: int, measure: Measure) -> Record:
+    """A training step on the first frames; `sizes` as for `forces`."""
+    build, settings = ours.build, {k: v for k, v in sizes.items() if k != "L_max"}
+    ours.build = lambda *a, **k: build(*a, **{**k, "sizes": settings})
+    try:
+        training = ours.Training(train, sizes["L_max"], E0_3BPA)
+        frames = train[:count]
+        ready = training.prepared(frames, [ours.graph(training.model, a) for a in frames])
+        found = measure(lambda: training.step(*ready))
+        return {"atoms": sum(map(len, frames)), **found}
+    finally:
+        ours.build = build
 
 
 def small_molecules() -> list[Atoms]:
@@ -95,30 +110,20 @@ def small_molecules() -> list[Atoms]:
     return frames
 
 
-def nano_step(count: int, seconds: float) -> Record:
-    """A training step of the preset nano."""
-    build, settings = ours.build, {k: v for k, v in PRESETS["nano"].items() if k != "L_max"}
-    ours.build = lambda *a, **k: build(*a, **{**k, "sizes": settings})
-    try:
-        return step(small_molecules(), 1, count, seconds)
-    finally:
-        ours.build = build
-
-
-def records(args: argparse.Namespace) -> Iterator[Record]:
+def whole_model(args: argparse.Namespace, measure: Measure) -> Iterator[Record]:
+    """Force calls and training steps of every size, and those of a small molecule with the preset nano."""
     for size in args.sizes.split(","):
+        sizes = {"L_max": SIZES[size]}
         for name, (atoms, cutoff) in systems(args.data).items():
-            yield {
-                "what": "forces", "size": size, "system": name,
-                **forces(size, atoms, cutoff, args.seconds),
-            }  # fmt: skip
+            yield {"what": "forces", "size": size, "system": name, **forces(sizes, atoms, cutoff, measure)}
         train, _ = split_3bpa(args.data / "3bpa")
-        yield {
-            "what": "step", "size": size, "system": "3bpa",
-            **step(train, SIZES[size], BATCH, args.seconds),
-        }  # fmt: skip
+        yield {"what": "step", "size": size, "system": "3bpa", **step(sizes, train, BATCH, measure)}
+    nano, frames = PRESETS["nano"], small_molecules()
+    found = forces(nano, molecule("CH3CONH2"), ours.CUTOFF_A, measure)
+    yield {"what": "forces", "size": "nano", "system": "acetamide", **found}
     for count in (1, BATCH):
-        yield {"what": "step", "size": "nano", "system": "acetamide", **nano_step(count, args.seconds)}
+        found = step(nano, frames, count, measure)
+        yield {"what": "step", "size": "nano", "system": "acetamide", **found}
 
 
 def main() -> None:
@@ -130,7 +135,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=6.0, help="of each measurement")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    for record in records(args):
+    for record in whole_model(args, lambda call: compared(call, EdgeSum, FORMS, seconds=args.seconds)):
         emit({"bench": "edge_sum", **record, **machine()})
 
 
