@@ -20,7 +20,7 @@ class TrainSettings:
     36 → 27 meV/atom and 306 → 292 meV/Å, dipeptides 23 → 12 → 8 meV/atom and 182 → 184 meV/Å, 3BPA the same.
 
     `clip_norm` 10 → 0.1: 3BPA (400 steps) 83 → 73 meV/Å, urea at three levels 115 → 107, and latent charges
-    of ion pairs grow (their net force off by 55 % → 0.7 % after 1500 steps). At 0.001 much the same.
+    of ion pairs grow (their net force off by 55 % after 1500 steps → 0.3 %, the latter at 0.001).
     """
 
     steps: int = 2000
