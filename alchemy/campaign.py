@@ -198,8 +198,8 @@ def _start_round(context: Context, state: RoundState) -> None:
     def buy() -> dict[str, Any]:
         snapshot = context.store.snapshot()
         atoms = [r for r in requests if snapshot.atom_count(r[0]) == 1]
-        label.label(context, state, atoms, what="isolated atoms")  # the gate of the rest needs them
-        label.label(context, state, requests, what="label")
+        label.label(context, atoms, what="isolated atoms")  # the gate of the rest needs them
+        label.label(context, requests, what="label")
         label.require_usable(context)
         state.facts.update(target=context.target, fidelities=list(context.fidelities))
         state.facts["label"] = label.label_facts(context, requests)
@@ -240,7 +240,7 @@ def _buy_labels(context: Context, state: RoundState) -> None:
 
     def buy() -> dict[str, Any]:
         requests = _pairs(chosen["requests"])
-        label.label(context, state, requests, what="label")
+        label.label(context, requests, what="label")
         state.facts["label"] = label.label_facts(context, requests)
         return {}
 

@@ -138,6 +138,7 @@ class DaskExecutor:
                     error = WorkerKilledError(f"its worker died every time: {killed}")
                 except Exception as problem:  # the task's own; the stage decides
                     error = problem
+                future.release()  # else Dask computes it again when the worker that holds it dies
                 on_done(index[future.key], result if error is None else error)
         finally:
             for future in futures.values():

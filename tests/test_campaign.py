@@ -18,6 +18,7 @@ from emt_campaign import write_campaign
 from alchemy.campaign import run_campaign
 from alchemy.config import load_campaign
 from alchemy.errors import CampaignBusyError, InputError, InterruptedRunError
+from alchemy.executors import InlineExecutor
 from alchemy.lease import Lease
 from alchemy.progress import Progress
 from alchemy.state import Home, RoundState
@@ -229,6 +230,37 @@ def test_failed_labels_are_recorded_with_reasons_and_the_round_goes_on(tmp_path,
     assert facts["ok"] == 5
     failures = Store(tmp_path / "mini" / "store.h5").snapshot().failures()
     assert Counter(f.reason for f in failures) == facts["failed"]
+
+
+class ForgetfulExecutor(InlineExecutor):
+    """Runs every finished task of a batch again and again, as Dask does when workers die."""
+
+    def run(self, task, requests, *, resource, on_done):
+        def done(index, result):
+            on_done(index, result)
+            for request in requests[: index + 1]:
+                task(request)
+
+        super().run(task, requests, resource=resource, on_done=done)
+
+
+@pytest.mark.parametrize("keep", ["failed", "none", "all"])
+def test_a_finished_label_that_is_sent_again_is_not_computed_again(tmp_path, monkeypatch, keep):
+    import alchemy.campaign
+    import alchemy.stages.label
+
+    interrupt = alchemy.campaign.Interrupt()
+    monkeypatch.setattr(alchemy.campaign, "make_executor", lambda *a, **k: ForgetfulExecutor(interrupt))
+    monkeypatch.setattr(alchemy.stages.label, "FLUSH_S", 0.0)  # every label is in the store at once
+    monkeypatch.setenv("EMT_CALLS", str(tmp_path / "calls.log"))
+    path = write_campaign(tmp_path, calculator="emt_campaign.CountingEMT")
+    path.write_text(path.read_text() + f"keep: {{label_directories: {keep}}}\n")
+    run_campaign(load_campaign(path), tmp_path / "mini", until=0)
+    calls = Counter((tmp_path / "calls.log").read_text().split())
+    assert len(calls) == 8
+    assert set(calls.values()) == {1}
+    left = list((tmp_path / "mini" / "labels").iterdir())
+    assert len(left) == (8 if keep == "all" else 0)
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import shutil
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,7 @@ from ..datasets import isolated_energies, rows_of
 from ..errors import EnvironmentProblemError
 from ..executors import WorkerKilledError
 from ..identity import label_key
-from ..records import LabelRecord, atoms_to_document
-from ..state import RoundState
+from ..records import FILE_NAME, LabelRecord, atoms_to_document
 from ..store import FailureRow, LabelRow
 from .context import Context
 
@@ -26,7 +26,7 @@ FLUSH_RECORDS = 64
 
 
 def label(
-    context: Context, state: RoundState, requests: Sequence[tuple[str, str]], *, what: str
+    context: Context, requests: Sequence[tuple[str, str]], *, what: str
 ) -> None:
     """Label (uid, fidelity) pairs that the store does not have; failures become rows, not exceptions.
 
@@ -58,8 +58,9 @@ def label(
                 "e0_eV": e0.get(fidelity) if len(snapshot.structure(uid)) > 1 else None,
             }
         )
-    sink = _Sink(context, state.number)
+    sink = _Sink(context)
     context.home.labels.mkdir(parents=True, exist_ok=True)
+    _sweep(context, set(keys) - set(pending))
 
     def done(index: int, result: dict[str, Any] | BaseException) -> None:
         uid, fidelity = keys[pending[index]]
@@ -79,13 +80,19 @@ def label(
             context.executor.run(tasks.label, documents, resource="LABEL", on_done=done)
         finally:
             sink.flush()
+    _sweep(context, sink.stored)
 
 
 class _Sink:
-    """Collects records and commits them in small batches; then tidies their directories."""
+    """Collects records and commits them in small batches; then tidies their directories.
 
-    def __init__(self, context: Context, round_number: int) -> None:
-        self.context, self.round = context, round_number
+    A record itself stays until the last task of the batch is over: Dask runs a finished task again when
+    the worker that held its result dies, and only the record keeps that from being a second calculation.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self.stored: set[str] = set()
         self.records: list[LabelRecord] = []
         self.failures: list[FailureRow] = []
         self.since = time.monotonic()
@@ -115,7 +122,7 @@ class _Sink:
         )
 
     def flush(self) -> None:
-        """Commit, then remove the directories that `keep` does not ask for."""
+        """Commit, then empty the directories that `keep` does not ask for, but for their records."""
         if self.records or self.failures:
             self.context.store.append(
                 labels=[row_of(r) for r in self.records], failures=self.failures
@@ -123,8 +130,25 @@ class _Sink:
         keep = self.context.campaign.keep.label_directories
         for record in self.records:
             if keep == "none" or (keep == "failed" and record.status == "ok"):
-                shutil.rmtree(self.context.home.labels / record.key, ignore_errors=True)
+                self.stored.add(record.key)
+                _empty(self.context.home.labels / record.key)
         self.records, self.failures, self.since = [], [], time.monotonic()
+
+
+def _empty(directory: Path) -> None:
+    """Remove everything in a label's directory except its record."""
+    for path in directory.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name != FILE_NAME:
+            path.unlink(missing_ok=True)
+
+
+def _sweep(context: Context, keys: Iterable[str]) -> None:
+    """Remove the directories of these labels, which the store has, unless all are kept."""
+    if context.campaign.keep.label_directories != "all":
+        for key in keys:
+            shutil.rmtree(context.home.labels / key, ignore_errors=True)
 
 
 def row_of(record: LabelRecord) -> LabelRow:
