@@ -40,7 +40,7 @@ class Graph:
 
 @dataclass(frozen=True)
 class Batch:
-    """Tensors of S structures with A atoms; P pairs plus one dummy; K slots per atom.
+    """Tensors of S structures with A atoms; P pairs plus one dummy (of each copy); K slots per atom.
 
     The dummy pair has a constant length beyond the cutoff: padding slots point to it and contribute an
     exact zero to values and derivatives.
@@ -68,10 +68,16 @@ class Batch:
     n_atoms: Tensor  # [S]
     inputs: Mapping[str, Tensor]  # [S, ...] or [A, ...] (sorted) float64, by the names of `quantities.INPUTS`
     padding: float = 1.0  # slots per real edge, for diagnosis
+    copy: Tensor | None = None  # [A] number of the copy that an atom belongs to, see `copies`
 
     @property
     def n_structures(self) -> int:
         return self.cells.shape[0]
+
+    @property
+    def n_copies(self) -> int:
+        """See `copies`."""
+        return 1 if self.copy is None else len(self.species) // sum(self.species_counts)
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
@@ -176,6 +182,64 @@ def collate(graphs: Sequence[Graph], n_species: int) -> Batch:
         inputs=_inputs(graphs, order),
         **slots,
     )
+
+
+def copies(batch: Batch, number: int) -> Batch:
+    """The batch several times, one copy after another: structures, atoms and pairs alike.
+
+    Atoms are sorted by element within each copy, and `species_counts` are those of one copy. Each has a dummy
+    pair, so that rows of pairs are [M·(P+1)].
+    """
+    if number == 1:
+        return batch
+    atoms, structures, pairs = len(batch.species), batch.n_structures, len(batch.pair_i)
+
+    def again(x: Tensor, step: int = 0) -> Tensor:
+        if not step:
+            return _again(x, number)
+        return _again(x, number) + torch.arange(number, device=x.device).repeat_interleave(len(x)) * step
+
+    slots = batch.slots * atoms
+    pair_slots = again(batch.pair_slots.T.contiguous())
+    step = torch.arange(number, device=pair_slots.device).repeat_interleave(pairs + 1) * slots
+    return replace(
+        batch,
+        positions=again(batch.positions),
+        cells=again(batch.cells),
+        pair_shift=again(batch.pair_shift),
+        periodic=again(batch.periodic),
+        pbc=again(batch.pbc),
+        structure=again(batch.structure, structures),
+        species=again(batch.species),
+        fidelity=again(batch.fidelity),
+        original=again(batch.original, atoms),
+        pair_i=again(batch.pair_i, atoms),
+        pair_j=again(batch.pair_j, atoms),
+        pair_structure=again(batch.pair_structure, structures),
+        slot_sender=again(batch.slot_sender, atoms),
+        slot_reverse=again(batch.slot_reverse, slots),
+        slot_pair=again(batch.slot_pair, pairs + 1),
+        slot_sign=again(batch.slot_sign),
+        pair_slots=(pair_slots + step.unsqueeze(1)).T.contiguous(),
+        n_atoms=again(batch.n_atoms),
+        inputs={name: again(x) for name, x in batch.inputs.items()},
+        copy=torch.arange(number, device=batch.species.device).repeat_interleave(atoms),
+    )
+
+
+def moved_copies(made: Batch, batch: Batch) -> Batch:
+    """`copies` of a batch of which those of the same atoms and pairs, elsewhere, are there already."""
+    number = made.n_copies
+    return replace(
+        made,
+        positions=_again(batch.positions, number),
+        cells=_again(batch.cells, number),
+        pair_shift=_again(batch.pair_shift, number),
+    )
+
+
+def _again(x: Tensor, number: int) -> Tensor:
+    return x.repeat(number, *[1] * (x.ndim - 1))
 
 
 def _inputs(graphs: Sequence[Graph], order: np.ndarray) -> dict[str, Tensor]:

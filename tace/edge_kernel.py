@@ -70,6 +70,12 @@ class Edges(NamedTuple):
         )  # fmt: skip
         call(self.library, name, self.coupling.dtype, values)
 
+    def zero_dummies(self, weights: Tensor | None) -> None:
+        """Of a gradient for weights: no edge leads to the dummy pairs of inner copies, see `batch.copies`."""
+        number = self.batch.n_copies
+        if weights is not None and number > 1:
+            weights.view(number, -1, weights.shape[1])[:-1, -1] = 0.0
+
     def sums(self, like: Tensor, channels: int) -> list[Tensor]:
         """Room for the sums of every rank, [A, 2l+1, paths·C]."""
         atoms = len(self.batch.species)
@@ -122,6 +128,7 @@ class _Grad(torch.autograd.Function):
         ctx.edges = edges
         out = _room(needed, given[: len(needed)])
         edges.run("edge_sum_grad", (len(given[1]) - 1, given[2].shape[2]), [*given, *out])
+        edges.zero_dummies(out[1])
         return tuple(out)
 
     @staticmethod
@@ -150,6 +157,7 @@ class _Second(torch.autograd.Function):
         needed = [*needed[: -edges.plan.n_out], *[need_g] * edges.plan.n_out]
         out = _room(needed, known)
         edges.run("edge_sum_grad2", (len(known[1]) - 1, known[2].shape[2]), [*given, *out])
+        edges.zero_dummies(out[1])
         return tuple(out)
 
     @staticmethod

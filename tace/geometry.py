@@ -58,15 +58,18 @@ class EdgeBasis(nn.Module):
             vectors: [P,3] float64, x_i − x_j − S·h of every pair.
         """
         cutoff = self.config.cutoff_A
-        dummy = torch.tensor([[2.0 * cutoff, 0.0, 0.0]], dtype=vectors.dtype, device=vectors.device)
-        vectors = torch.cat([vectors, dummy])
+        number, pairs = batch.n_copies, len(batch.pair_i) // batch.n_copies
+        dummy = torch.tensor([2.0 * cutoff, 0.0, 0.0], dtype=vectors.dtype, device=vectors.device)
+        vectors = torch.cat([vectors.view(number, pairs, 3), dummy.expand(number, 1, 3)], 1).view(-1, 3)
         lengths = vectors.square().sum(1, keepdim=True).sqrt()
         unit = (vectors / lengths).to(dtype)
         r = lengths.to(dtype)
         f = envelope(r, cutoff, self.config.envelope_p)
         radial = radial_basis(r, cutoff, self.config.n_radial, orders=self.config.radial_orders) * f
         slot_f = pair_to_slot(f, batch.slot_pair, batch.pair_slots).view(-1, batch.slots)
-        repulsion = self._repulsion(lengths[:-1, 0], batch) if self.config.zbl else None
+        repulsion = None
+        if self.config.zbl:
+            repulsion = self._repulsion(lengths.view(number, -1)[:, :-1].reshape(-1), batch)
         return Geometry(
             radial, self._angular(unit, batch), slot_f.sum(1), positions, cells, repulsion
         )

@@ -89,27 +89,31 @@ class _Concatenate(torch.autograd.Function):
 class _FrozenElementProduct(torch.autograd.Function):
     """x [A, ..., n], W [Z, n, m] without gradient → x·W[z], atoms sorted by element.
 
-    Rows of the result are written in place: nothing is split or put together, in no derivative.
+    Of M stacked members x is [M·A, ..., n] and W [M, Z, n, m]. Rows of the result are written in place:
+    nothing is split or put together, in no derivative.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, counts: tuple[int, ...]) -> Tensor:
         ctx.save_for_backward(weight)
         ctx.counts = counts
-        out = x.new_empty(*x.shape[:-1], weight.shape[2])
-        rows, into = x.reshape(-1, x.shape[-1]), out.view(-1, weight.shape[2])
+        n, m = weight.shape[-2:]
+        out = x.new_empty(*x.shape[:-1], m)
+        members = weight.shape[:-3]
+        rows, into = x.reshape(*members, -1, n), out.view(*members, -1, m)
         each, start = math.prod(x.shape[1:-1]), 0
         for z, count in enumerate(counts):
             if count:
                 stop = start + count * each
-                torch.mm(rows[start:stop], weight[z], out=into[start:stop])
+                part = rows[..., start:stop, :]
+                torch.matmul(part, weight[..., z, :, :], out=into[..., start:stop, :])
                 start = stop
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (weight,) = ctx.saved_tensors
-        return _FrozenElementProduct.apply(grads[0], weight.transpose(1, 2), ctx.counts), None, None
+        return _FrozenElementProduct.apply(grads[0], weight.transpose(-1, -2), ctx.counts), None, None
 
 
 def pair_to_slot(x: Tensor, slot_pair: Tensor, pair_slots: Tensor) -> Tensor:
@@ -136,6 +140,7 @@ def draw(shape: Sequence[int], gain: float, generator: torch.Generator) -> nn.Pa
 class Linear(nn.Module):
     """x [..., n_in] → x·W, no bias: an environment without neighbours stays exactly zero.
 
+    Of M stacked members (`stacked.py`) W is [M, n_in, n_out] and the first axis of x holds M equal parts.
     `start` makes the first weights smaller than what the gain, by which they are trained, says.
     """
 
@@ -147,7 +152,15 @@ class Linear(nn.Module):
         self.weight = draw((n_in, n_out), start * self.gain, generator)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x @ self.weight
+        if self.weight.ndim == 2:
+            return x @ self.weight
+        return _by_member(x, self.weight)
+
+
+def _by_member(x: Tensor, weight: Tensor) -> Tensor:
+    """x [M·R, ..., n], W [M, n, m] → [M·R, ..., m], each part with its own weights."""
+    members, n, m = weight.shape
+    return torch.bmm(x.reshape(members, -1, n), weight).view(*x.shape[:-1], m)
 
 
 class ElementLinear(nn.Module):
@@ -162,6 +175,10 @@ class ElementLinear(nn.Module):
 
     def forward(self, x: Tensor, counts: tuple[int, ...]) -> Tensor:
         present = [z for z, count in enumerate(counts) if count]
+        if self.weight.ndim == 4:  # of stacked members, which are not trained
+            if len(present) == 1:
+                return _by_member(x, self.weight[:, present[0]])
+            return _FrozenElementProduct.apply(x, self.weight, counts)
         weights = self.weight.unbind(0)
         if len(present) == 1:
             return x @ weights[present[0]]

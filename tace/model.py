@@ -212,16 +212,15 @@ class Tace(nn.Module):
 
     def _initial(self, batch: Batch) -> Tensor:
         """h^(0) [A, C]: element, plus the universal invariant embedding (spec §4)."""
-        h0 = self.embedding.index_select(0, batch.species)
+        h0 = self.embedding.index_select(0, _row(batch.species, len(self.config.elements), batch))
         if self.conditions is None:
             if self.fidelity_table is None or self.fidelity_mix is None:
                 return h0
             table = nn.functional.silu(self.fidelity_mix(self.fidelity_table))
-            return h0 + table.index_select(0, batch.fidelity.index_select(0, batch.structure))
+            return h0 + table.index_select(0, self._level(batch))
         inner = self.conditions(batch)
         if self.fidelity_table is not None and self.fidelity_mix is not None:
-            level = batch.fidelity.index_select(0, batch.structure)
-            inner = inner + self.fidelity_mix(self.fidelity_table).index_select(0, level)
+            inner = inner + self.fidelity_mix(self.fidelity_table).index_select(0, self._level(batch))
         return h0 + nn.functional.silu(inner)
 
     def _added(self, t: int, h: Tensor, batch: Batch, geometry: Geometry) -> list[Tensor | None]:
@@ -253,8 +252,19 @@ class Tace(nn.Module):
 
     def _of_atoms(self, name: str, batch: Batch) -> Tensor:
         """[A], a constant [F, Z] of the reference."""
-        index = batch.fidelity.index_select(0, batch.structure) * len(self.config.elements) + batch.species
+        index = self._level(batch) * len(self.config.elements) + batch.species
         return self.reference.get_buffer(name).reshape(-1).index_select(0, index)
+
+
+    def _level(self, batch: Batch) -> Tensor:
+        """[A], the row of tables that hold something of each fidelity."""
+        level = batch.fidelity.index_select(0, batch.structure)
+        return _row(level, len(self.config.fidelities), batch)
+
+
+def _row(index: Tensor, size: int, batch: Batch) -> Tensor:
+    """Row of a table that has `size` rows for each copy of the batch, or just these."""
+    return index if batch.copy is None else index + size * batch.copy
 
 
 def n_parameters(model: nn.Module) -> int:

@@ -1,0 +1,63 @@
+"""Several members as one model: their weights side by side, on as many copies of a batch.
+
+A map of channels is then one batched product, and everything without weights sees M times as many atoms. Of
+small structures an evaluation costs what its calls cost and not what they compute, so that all members take
+little longer than one; and one backward pass gives the forces of each.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from .interaction import Interaction
+from .layers import ElementLinear, Linear
+from .model import Tace
+
+_ROW_BY_ROW = ("embedding", "fidelity_table")  # tables, of which a copy reads rows of its own
+_KNOW_MEMBERS = (Tace, Linear, ElementLinear)
+
+
+def can_stack(members: Sequence[Tace]) -> bool:
+    """Whether the members differ in numbers alone, and every module with weights knows members.
+
+    Heads are left to the single models.
+    """
+    configs = {replace(m.config, avg_neighbors=1.0) for m in members}
+    owners = [m for m in members[0].modules() if next(m.parameters(recurse=False), None) is not None]
+    alike = len(configs) == 1 and all(isinstance(m, _KNOW_MEMBERS) for m in owners)
+    return alike and not len(members[0].heads)
+
+
+def stack(members: Sequence[Tace]) -> Tace:
+    """One model that evaluates `copies(batch, M)`: structure s of copy m by member m.
+
+    Args:
+        members: `can_stack`; their weights are copied and frozen.
+    """
+    model = copy.deepcopy(members[0])
+    with torch.no_grad():
+        for name, _ in members[0].named_parameters():
+            owner, _, key = name.rpartition(".")
+            join = torch.cat if name in _ROW_BY_ROW else torch.stack
+            values = join([m.get_parameter(name) * _scale(name, m, model) for m in members])
+            setattr(model.get_submodule(owner), key, nn.Parameter(values, requires_grad=False))
+        for name, _ in members[0].reference.named_buffers():
+            values = torch.cat([m.reference.get_buffer(name) for m in members])
+            setattr(model.reference, name, values)
+    return model.eval()
+
+
+def _scale(name: str, member: Tace, like: Tace) -> float:
+    """Factor of a weight behind a sum over neighbours, where members expect different numbers of them."""
+    owner, found, _ = name.partition(".down.")
+    if not found:
+        return 1.0
+    interaction, first = member.get_submodule(owner), like.get_submodule(owner)
+    assert isinstance(interaction, Interaction)
+    assert isinstance(first, Interaction)
+    return interaction.inverse_neighbors / first.inverse_neighbors
