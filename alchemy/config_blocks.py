@@ -117,6 +117,10 @@ class Model(Block):
     committee: Annotated[int, Field(strict=True, ge=2)] = Field(
         default=4, description="Members; their disagreement is the uncertainty, so at least 2"
     )
+    trunk: Literal["own", "shared"] = Field(
+        default="own",
+        description="Layers of each member: its own, or those of the first under readouts of their own",
+    )
     cutoff_A: Length = Field(
         default=5.0, alias="cutoff", description="Farthest neighbour that an atom sees"
     )

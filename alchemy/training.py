@@ -15,6 +15,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .records import finite_or_none, read_json, write_json_atomic
 
 PR_SET_PDEATHSIG = 1
@@ -82,6 +84,8 @@ def train(request: dict[str, Any]) -> dict[str, Any]:
         uids, fraction=request["validation"], seed=request["split_seed"]
     )
     model = _model(request, frames)
+    if request["trunk"] is not None:
+        inside = [int(n) for n in np.random.default_rng(request["seed"]).choice(inside, len(inside))]
     samples = make_samples(frames, model.config)
     checkpoint = out.with_suffix(".checkpoint")
     result = fit(
@@ -110,7 +114,7 @@ def train(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _model(request: dict[str, Any], frames: list[Any]) -> Any:
-    """A new model with the statistics of the frames, or the one to continue from."""
+    """A new model with the statistics of the frames, the one to continue from, or new readouts on a trunk."""
     import torch
 
     from tace.io import load_model
@@ -118,6 +122,11 @@ def _model(request: dict[str, Any], frames: list[Any]) -> Any:
     from tace.reference import set_statistics, statistics
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    if request["trunk"] is not None:
+        from tace.finetune import new_readouts
+
+        trunk = load_model(Path(request["trunk"]), device=device)
+        return new_readouts(trunk.train(), request["seed"])
     if request["init"] is not None:
         model = load_model(Path(request["init"]), device=device)
         return model.requires_grad_(True).train()

@@ -23,10 +23,12 @@ from .memory import keep_freed_memory
 from .model import Tace
 from .prediction import CommitteePrediction
 from .session import Session
-from .stacked import can_stack, stack
+from .stacked import can_stack, read_all, shares_trunk, stack
 
 MAX_ATOMS_PER_BATCH = 1024
-MAX_STACKED_ATOMS = 1024  # in all copies: beyond, nothing is gained, and memory grows with the members
+# in all copies: beyond, nothing is gained, and memory grows with the members
+MAX_STACKED_ATOMS = 1024
+MAX_STACKED_TRUNK_ATOMS = 128  # the same where the trunk is shared and passed once otherwise
 
 
 class Committee:
@@ -55,6 +57,7 @@ class Committee:
             self._stacked = self.members[0]
         elif can_stack(self.members):
             self._stacked = stack(self.members)
+        self._one_trunk = len(self.members) > 1 and shares_trunk(self.members)
         self._copies: tuple[Tensor, Batch] | None = None  # of the last batch, by its slots
 
     @classmethod
@@ -128,7 +131,10 @@ class Committee:
         self, batch: Batch, *, member_forces: bool, stress: bool = False, features: bool = False
     ) -> CommitteePrediction:
         """One batch; see `__call__`."""
-        if self._stacked is None or len(self.members) * len(batch.species) > MAX_STACKED_ATOMS:
+        copied = len(self.members) * len(batch.species)
+        if self._one_trunk and not (member_forces and copied <= MAX_STACKED_TRUNK_ATOMS):
+            return self._of_one_trunk(batch, member_forces=member_forces, stress=stress, features=features)
+        if self._stacked is None or copied > MAX_STACKED_ATOMS:
             return self._one_by_one(batch, member_forces=member_forces, stress=stress, features=features)
         k, atoms = len(self.members), len(batch.species)
         out = evaluate(self._stacked, self._copied(batch), stress=stress)
@@ -155,6 +161,23 @@ class Committee:
             return self._copies[1]
         return batch if number == 1 else moved_copies(self._copies[1], batch)
 
+    def _of_one_trunk(
+        self, batch: Batch, *, member_forces: bool, stress: bool, features: bool
+    ) -> CommitteePrediction:
+        """One pass of the trunk; one backward pass for the mean of the members, or for each."""
+        assert self._stacked is not None
+        leaves = make_leaves(batch, stress=stress)
+        geometry, _ = strained_geometry(self.members[0], batch, leaves)
+        by_layer = self.members[0].describe(batch, geometry)
+        energies = read_all(self._stacked, by_layer, self._copied(batch), geometry)
+        pulled = list(energies) if member_forces else [energies.mean(0)]
+        found = [differentiate(e, batch, leaves, keep=e is not pulled[-1]) for e in pulled]
+        described = None
+        if features:
+            scalars = torch.cat([x[0].squeeze(1) for x in by_layer], 1)
+            described = scalars.index_select(0, batch.original)
+        return _prediction(batch, energies, found, described, member_forces=member_forces)
+
     def _one_by_one(
         self, batch: Batch, *, member_forces: bool, stress: bool, features: bool
     ) -> CommitteePrediction:
@@ -173,21 +196,10 @@ class Committee:
                 described = terms.features.detach().index_select(0, batch.original)
             slopes.append(gradient(terms.energies, _parts(cut)))
         pulls = slopes if member_forces else [_mean(slopes)]
-        forces, stresses = [], []
-        for n, slope in enumerate(pulls):
-            f, s = _pull(geometry, slope, batch, leaves, keep=n < len(pulls) - 1)
-            forces.append(f)
-            if s is not None:
-                stresses.append(voigt(s))
-        stacked = torch.stack(forces).detach().cpu().numpy()
-        return CommitteePrediction(
-            n_atoms=batch.n_atoms.cpu().numpy(),
-            energies=torch.stack(energies).cpu().numpy(),
-            mean_forces=stacked.mean(0),
-            forces=stacked if member_forces else None,
-            stresses=torch.stack(stresses).cpu().numpy() if stresses else None,
-            features=None if described is None else described.double().cpu().numpy(),
-        )
+        found = [
+            _pull(geometry, slope, batch, leaves, keep=slope is not pulls[-1]) for slope in pulls
+        ]
+        return _prediction(batch, torch.stack(energies), found, described, member_forces=member_forces)
 
     def session(
         self, frames: Sequence[Atoms], *, fidelity: str | None = None, skin_A: float = 0.6
@@ -195,6 +207,27 @@ class Committee:
         """Repeated evaluation of the same structures at new positions (molecular dynamics)."""
         level = fidelity_index(fidelity or self.fidelities[-1], self.fidelities)
         return Session(self, frames, level, skin_A)
+
+
+def _prediction(
+    batch: Batch,
+    energies: Tensor,
+    found: Sequence[tuple[Tensor, Tensor | None]],
+    features: Tensor | None,
+    *,
+    member_forces: bool,
+) -> CommitteePrediction:
+    """From energies [M,S] and the forces and stresses of each member, or of their mean."""
+    forces = torch.stack([f for f, _ in found]).cpu().numpy()
+    stresses = [voigt(s) for _, s in found if s is not None]
+    return CommitteePrediction(
+        n_atoms=batch.n_atoms.cpu().numpy(),
+        energies=energies.detach().cpu().numpy(),
+        mean_forces=forces.mean(0),
+        forces=forces if member_forces else None,
+        stresses=torch.stack(stresses).cpu().numpy() if stresses else None,
+        features=None if features is None else features.detach().double().cpu().numpy(),
+    )
 
 
 def _cut(geometry: Geometry) -> Geometry:

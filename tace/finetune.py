@@ -24,8 +24,9 @@ from .errors import TaceError
 from .io import load_model
 from .model import Tace
 from .properties import predict
+from .readout import ENERGY_READOUTS
 
-READOUTS = ("energy_readout.", "charge_readout.", "heads.")
+READOUTS = (*ENERGY_READOUTS, "heads.")
 _EMBEDDING = ("embedding", "fidelity_table", "fidelity_mix.", "conditions.")
 # tables with a row for each level
 _LEVEL_FIRST = (
@@ -40,8 +41,8 @@ def groups(model: Tace) -> dict[str, Callable[[str], bool]]:
     starts = {
         "embedding": _EMBEDDING,
         "layers": ("layers.",),
-        "readout": READOUTS[:2],
-        "heads": READOUTS[2:],
+        "readout": ENERGY_READOUTS,
+        "heads": ("heads.",),
         "conditions": ("conditions.", "fields.", "magnetic."),
         **{f"layers.{t}": (f"layers.{t}.",) for t in range(model.config.n_layers)},
         **{
@@ -83,6 +84,20 @@ def freeze(model: Tace, names: Sequence[str]) -> list[str]:
     if not any(p.requires_grad for p in model.parameters()):
         raise TaceError("finetune.freeze: everything is frozen; leave out a part, such as 'readout'")
     return sorted(set(frozen))
+
+
+def new_readouts(model: Tace, seed: int) -> Tace:
+    """Draw the readouts of energies and latent charges anew and freeze all else, in place.
+
+    Members of a committee that share their trunk differ in nothing else (`stacked.shares_trunk`).
+    """
+    fresh = Tace(model.config, seed=seed, dtype=model.dtype)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.startswith(ENERGY_READOUTS):
+                parameter.copy_(fresh.get_parameter(name))
+    freeze(model, ["backbone"])
+    return model
 
 
 def load_trainable(path: Path, *, dtype: torch.dtype | None = None) -> Tace:
@@ -156,7 +171,7 @@ def _grown(
     if name.endswith(_LEVEL_FIRST):
         return value[levels].clone()
     n_old = len(config.fidelities)
-    if name.startswith(READOUTS[:2]):  # levels are the slow index of the columns
+    if name.startswith(ENERGY_READOUTS):  # levels are the slow index of the columns
         return value.unflatten(-1, (n_old, -1))[..., levels, :].flatten(-2)
     return value.unflatten(-1, (-1, n_old))[..., levels].flatten(-2)  # of heads, the fast one
 

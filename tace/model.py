@@ -183,12 +183,20 @@ class Tace(nn.Module):
 
     def forward(self, batch: Batch, geometry: Geometry) -> OutputTerms:
         """Energies from a geometry; differentiate them with respect to what the geometry was made of."""
+        return self.read(self.describe(batch, geometry), batch, geometry)
+
+    def describe(self, batch: Batch, geometry: Geometry) -> list[dict[int, Tensor]]:
+        """Features of every layer by rank, [A, 2l+1, C]: all that readouts and heads see."""
         h = [self._initial(batch).unsqueeze(1)]
         by_layer: list[dict[int, Tensor]] = []
         for t, layer in enumerate(self.layers):
             assert isinstance(layer, Layer)
             h = layer(h, batch, geometry, self._added(t, h[0], batch, geometry))
             by_layer.append(dict(zip(layer.outputs, h, strict=True)))
+        return by_layer
+
+    def read(self, by_layer: list[dict[int, Tensor]], batch: Batch, geometry: Geometry) -> OutputTerms:
+        """Energies and outputs from the features; of the geometry, no pairs are read."""
         scalars = [features[0].squeeze(1) for features in by_layer]
         readout = self.energy_readout(scalars, batch)
         node = self._assemble(readout.squeeze(1).double(), batch, geometry.density.double())

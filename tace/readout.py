@@ -11,6 +11,8 @@ from .batch import Batch
 from .initial import READOUT_START
 from .layers import Linear
 
+ENERGY_READOUTS = ("energy_readout.", "charge_readout.")  # how their names begin in a model
+
 
 class ScalarReadout(nn.Module):
     """Features of every layer, each [A, C] → [A, n_out].

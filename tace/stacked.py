@@ -8,15 +8,18 @@ little longer than one; and one backward pass gives the forces of each.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from .batch import Batch
+from .geometry import Geometry
 from .interaction import Interaction
 from .layers import ElementLinear, Linear
 from .model import Tace
+from .readout import ENERGY_READOUTS
 
 _ROW_BY_ROW = ("embedding", "fidelity_table")  # tables, of which a copy reads rows of its own
 _KNOW_MEMBERS = (Tace, Linear, ElementLinear)
@@ -31,6 +34,43 @@ def can_stack(members: Sequence[Tace]) -> bool:
     owners = [m for m in members[0].modules() if next(m.parameters(recurse=False), None) is not None]
     alike = len(configs) == 1 and all(isinstance(m, _KNOW_MEMBERS) for m in owners)
     return alike and not len(members[0].heads)
+
+
+def shares_trunk(members: Sequence[Tace]) -> bool:
+    """Whether `can_stack` members have the same weights but for their readouts."""
+    first = members[0]
+    return can_stack(members) and all(
+        m.config == first.config and torch.equal(p, m.get_parameter(name))
+        for m in members[1:]
+        for name, p in first.named_parameters()
+        if not name.startswith(ENERGY_READOUTS)
+    )
+
+
+def read_all(
+    stacked: Tace, by_layer: Sequence[Mapping[int, Tensor]], several: Batch, geometry: Geometry
+) -> Tensor:
+    """Energies [M, S] of members that share their trunk, from what it says of one copy.
+
+    Args:
+        stacked: `stack` of the members.
+        by_layer: `Tace.describe` of one copy of the batch.
+        several: `copies` of the batch.
+        geometry: of one copy.
+    """
+    number = several.n_copies
+
+    def again(x: Tensor) -> Tensor:
+        return x.repeat(number, *[1] * (x.ndim - 1))
+
+    scalars = [{0: again(features[0])} for features in by_layer]
+    places = geometry._replace(
+        density=again(geometry.density),
+        positions=again(geometry.positions),
+        cells=again(geometry.cells),
+        repulsion=None if geometry.repulsion is None else again(geometry.repulsion),
+    )
+    return stacked.read(scalars, several, places).energies.view(number, -1)
 
 
 def stack(members: Sequence[Tace]) -> Tace:

@@ -144,7 +144,7 @@ class Trainer:
         result = self.plan.evaluate(self.model, batch, targets, create_graph=True)
         progress = self.step / self.settings.steps
         objective = loss(result, targets, self.settings, progress=progress)
-        objective.backward()
+        objective.backward(inputs=self.parameters)  # positions and strains need no gradient of the loss
         value, norm = float(objective.detach()), self._clip()
         if not (math.isfinite(value) and math.isfinite(norm)):
             names = ", ".join(self.train[n].name for n in indices[:4])

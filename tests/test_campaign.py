@@ -134,6 +134,20 @@ def test_another_fidelity_meaning_under_an_old_name_is_refused(finished, tmp_pat
         run_campaign(load_campaign(path), finished.home.path)
 
 
+def test_members_of_a_shared_trunk_differ_in_readouts_alone_and_the_rounds_go_on(tmp_path):
+    from tace.committee import Committee
+    from tace.stacked import shares_trunk
+
+    path = write_campaign(tmp_path)
+    path.write_text(path.read_text().replace("  committee: 2\n", "  committee: 3\n  trunk: shared\n"))
+    home = run_campaign(load_campaign(path), tmp_path / "mini", until=1).home
+    files = home.members(1, 3)
+    assert shares_trunk(Committee.load(files).members)
+    facts = [json.loads(f.with_suffix(".json").read_text()) for f in files]
+    assert [f["steps"] for f in facts] == [12, 3, 3]  # readouts take a quarter of the steps
+    assert json.loads((home.round(1) / "round.json").read_text())["explore"]["candidates"] > 0
+
+
 def test_until_pauses_and_the_same_command_goes_on(tmp_path):
     path = write_campaign(tmp_path)
     paused = run_campaign(load_campaign(path), tmp_path / "mini", until=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import numpy as np
@@ -15,8 +16,10 @@ from tace.batch import copies
 from tace.committee import Committee
 from tace.config import HeadConfig, InputConfig, LesConfig
 from tace.derivatives import evaluate
+from tace.finetune import new_readouts
 from tace.model import Tace
-from tace.stacked import can_stack, stack
+from tace.readout import ENERGY_READOUTS
+from tace.stacked import can_stack, shares_trunk, stack
 
 STACKABLE = {
     "plain": {},
@@ -179,3 +182,61 @@ def test_copies_are_graphs_of_their_own(structure):
     one = evaluate(model, batch, stress=True)
     assert_allclose(three.energies.view(3, -1), one.energies.expand(3, -1), rtol=1e-13, atol=1e-11)
     assert_allclose(three.forces.view(3, -1, 3), one.forces.expand(3, -1, 3), rtol=0, atol=1e-11)
+
+
+def one_trunk(**changes: object) -> list[Tace]:
+    """Members that differ in their readouts alone."""
+    first, *others = members(4, **changes)
+    made = [first]
+    for other in others:
+        model = copy.deepcopy(first)
+        new_readouts(model, seed=int(1e3 * float(other.embedding.abs().sum())))
+        made.append(louder(model))
+    return made
+
+
+@pytest.mark.parametrize("changes", [{}, {"les": LesConfig()}, {"readout": "per_fidelity", "zbl": True}])
+@pytest.mark.parametrize("member_forces", [True, False])
+def test_a_shared_trunk_is_passed_once_and_says_what_its_members_say(
+    changes, member_forces, structure, monkeypatch
+):
+    models = one_trunk(**changes)
+    assert shares_trunk(models)
+    batch = batch_of(models[0], *frames_of(structure, models[0].config), fidelity=1)
+    expected = one_by_one(models, batch)
+    assert len({float(e[0]) for e in expected["energies"]}) == len(models)  # they do differ
+    committee = Committee(models)
+    monkeypatch.setattr(tace.committee, "MAX_STACKED_TRUNK_ATOMS", 0)
+    passes = []
+    describe = Tace.describe
+    monkeypatch.setattr(Tace, "describe", lambda *a: passes.append(len(a[1].species)) or describe(*a))
+    said = committee.evaluate_batch(batch, member_forces=member_forces, stress=True, features=True)
+    assert passes == [len(batch.species)]
+    if member_forces:
+        agree(said, expected)
+        return
+    assert_allclose(said.energies, expected["energies"], rtol=1e-12, atol=1e-10)
+    assert_allclose(said.mean_forces, expected["forces"].mean(0), rtol=0, atol=1e-10)
+    assert_allclose(said.features, expected["features"], rtol=0, atol=1e-11)
+    rows, columns = [0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]
+    assert_allclose(
+        said.mean_stresses, expected["stresses"].mean(0)[:, rows, columns], rtol=0, atol=1e-11
+    )
+
+
+def test_one_weight_of_a_layer_is_enough_to_make_another_trunk():
+    models = one_trunk()
+    with torch.no_grad():
+        models[2].layers[0].out[0].weight[0, 0] += 1e-9
+    assert not shares_trunk(models)
+    assert can_stack(models)
+
+
+def test_new_readouts_are_all_that_is_trained():
+    model = members(1, les=LesConfig())[0]
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    new_readouts(model, seed=5)
+    for name, parameter in model.named_parameters():
+        readout = name.startswith(ENERGY_READOUTS)
+        assert parameter.requires_grad == readout
+        assert torch.equal(parameter, before[name]) != readout

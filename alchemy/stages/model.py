@@ -17,6 +17,7 @@ from ..store import LabelRow, Snapshot
 from .context import CommitteeScores, Context
 
 PARITY_POINTS = 1500
+READOUT_SHARE = 4  # readouts on a trained trunk take this part of its steps
 
 
 def train(context: Context, state: RoundState, *, final: bool = False) -> dict[str, Any]:
@@ -29,7 +30,7 @@ def train(context: Context, state: RoundState, *, final: bool = False) -> dict[s
     requests = [_request(context, state.number, k, snapshot) for k in range(context.members)]
     for member, request in enumerate(requests):
         request["init"] = _warm_start(context, state.number, member, final=final)
-    results = context.run(tasks.train_member, requests, resource="GPU", what="train committee")
+    results = _trained(context, requests)
     table = counts(snapshot, context.fidelities)
     state.facts.update(target=context.target, fidelities=list(context.fidelities))
     state.facts["train"] = {
@@ -40,6 +41,19 @@ def train(context: Context, state: RoundState, *, final: bool = False) -> dict[s
         "members_valid_force_rmse_eV_per_A": [r["valid_force_rmse_eV_per_A"] for r in results],
     }
     return {"as_of": snapshot.last, "models": context.models(state.number)}
+
+
+def _trained(context: Context, requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """All members side by side; with a shared trunk the first alone, then readouts on its layers."""
+    if context.campaign.model.trunk == "own":
+        return context.run(tasks.train_member, requests, resource="GPU", what="train committee")
+    first, *others = requests
+    results = context.run(tasks.train_member, [first], resource="GPU", what="train trunk")
+    for request in others:
+        steps = max(1, first["settings"]["steps"] // READOUT_SHARE)
+        request.update(trunk=first["out"], init=None)
+        request["settings"] |= {"steps": steps, "validate_every": max(1, min(200, steps // 5))}
+    return results + context.run(tasks.train_member, others, resource="GPU", what="train readouts")
 
 
 def _request(context: Context, number: int, member: int, snapshot: Snapshot) -> dict[str, Any]:
@@ -85,6 +99,7 @@ def _request(context: Context, number: int, member: int, snapshot: Snapshot) -> 
         "split_seed": context.seed("split", member),  # the same bag every round: no leak by warm start
         "seed": context.seed(number, "train", member),
         "member": member,
+        "trunk": None,
         "threads": context.campaign.run.threads_per_worker,
         "inline": context.inline,
         "out": str(context.home.members(number, context.members)[member]),
