@@ -11,8 +11,6 @@ from functools import lru_cache, partial
 from itertools import pairwise
 
 import torch
-from scipy.optimize import brentq
-from scipy.special import spherical_jn
 from torch import Tensor
 
 
@@ -103,6 +101,8 @@ def _terms(order: int) -> int:
 @lru_cache
 def _zeros_and_slopes(order: int, n: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """The first n positive zeros z of j_q and |j_{q+1}(z)|."""
+    from scipy.special import spherical_jn
+
     zeros = zeros_of_j(order, n)
     return zeros, tuple(abs(float(spherical_jn(order + 1, z))) for z in zeros)
 
@@ -111,5 +111,9 @@ def zeros_of_j(order: int, n: int) -> tuple[float, ...]:
     """The first n positive zeros of j_q: between two neighbouring zeros of j_{q−1} lies one of j_q."""
     if order == 0:
         return tuple(math.pi * k for k in range(1, n + 1))
+    # here, because few models have higher orders and scipy.optimize costs a sixth of the time of the import
+    from scipy.optimize import brentq
+    from scipy.special import spherical_jn
+
     brackets = pairwise(zeros_of_j(order - 1, n + 1))
     return tuple(brentq(partial(spherical_jn, order), a, b, xtol=1e-13, rtol=1e-15) for a, b in brackets)
