@@ -139,12 +139,12 @@ def errors(model, frames, table, cutoff):
     }
 
 
-def main():
+def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--frames", type=Path, required=True)
     parser.add_argument("--cpu-minutes", type=float, required=True)
     parser.add_argument("--batch", type=int, default=5)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     facts = json.loads((args.frames / "facts.json").read_text())
 
     def frames(name):

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -126,14 +126,14 @@ def whole_model(args: argparse.Namespace, measure: Measure) -> Iterator[Record]:
         yield {"what": "step", "size": "nano", "system": "acetamide", **found}
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", type=Path, required=True, help="directory of 3bpa and water_revPBE0-D3")
     parser.add_argument("--sizes", default="64-0,64-2", help="of " + ", ".join(SIZES))
     parser.add_argument("--seconds", type=float, default=6.0, help="of each measurement")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     torch.set_num_threads(1)
     for record in whole_model(args, lambda call: compared(call, EdgeSum, FORMS, seconds=args.seconds)):
         emit({"bench": "edge_sum", **record, **machine()})

@@ -9,6 +9,7 @@ One call of the model with its neighbour list already made; weights do not requi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import ours
@@ -71,8 +72,8 @@ def from_peer(r: Record) -> Record:
     return {"bench": "force_call", "model": r["peer"], "size": r["size"], **found, **machine()}
 
 
-def main() -> None:
-    args = parsed(options(__doc__, seconds=3.0))
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parsed(options(__doc__, seconds=3.0), argv)
     if args.peers_bench is None:
         what = {"threads": args.threads, "torch": torch.__version__, **machine()}
         for size in args.sizes:

@@ -37,12 +37,79 @@ E0_3BPA = {1: -13.587222780835477, 6: -1029.4889999855063,
            7: -1484.9814568572233, 8: -2041.9816003861047}  # fmt: skip
 BATCH = 5  # frames of a training step
 
+# what the JSON lines say; docs/benchmarks.md has the same list
+KEYS = {
+    "bench": "script",
+    "what": "measurement of that script",
+    "by": "kind of share: phase, module, operator",
+    "name": "that phase, module or operator",
+    "model": "ours, ours-eager (no compiled kernels), a peer, or the form of an operator",
+    "version": "of the model's package",
+    "size": "of the model: channels–L_max, or a preset",
+    "system": "structure, or step for a training step",
+    "systems": "which of them an exponent goes through",
+    "atoms": "number of atoms",
+    "edges": "directed edges within the cutoff",
+    "parameters": "weights that can be trained",
+    "members": "of a committee",
+    "cpu_ms": "CPU time of one call, median, ms",
+    "cpu_least_ms": "the least, ms",
+    "wall_ms": "elapsed time of one call, median, ms",
+    "plain_ms": "CPU time with the operator in PyTorch, median, ms",
+    "native_ms": "with the operator compiled, ms",
+    "upper_ms": "with the operator compiled where features have ranks above 0, ms",
+    "calculator_cpu_ms": "CPU time through the ASE calculator, ms",
+    "ms_per_step": "CPU time of a training step, batch included, ms",
+    "us_per_atom": "CPU time of one call per atom, µs",
+    "import_s": "CPU time of the import, s",
+    "load_s": "CPU time of reading the model, s",
+    "first_call_s": "CPU time of the first force call, s",
+    "second_call_s": "CPU time of the second, s",
+    "used_s": "CPU time of training so far, s",
+    "mark_s": "CPU time at which the error is asked for, s",
+    "cpu_s": "CPU time of the work, s",
+    "wall_s": "elapsed time of the work, s",
+    "per_cpu_s": "structures, rows or atoms per CPU second",
+    "bytes": "per structure",
+    "MB": "peak memory of the process, MB",
+    "peak_MiB": "peak memory of a call over that between calls, MiB",
+    "peak_from_start_MiB": "peak memory of the first calls over that before them, MiB",
+    "rss_MiB": "memory of the process, MiB",
+    "F_rmse_meV_per_A": "RMSE of force components on the validation frames, averaged weights, meV/Å",
+    "E_rmse_meV_per_atom": "RMSE of energies per atom, meV",
+    "steps": "of training",
+    "schedule": "of the learning rate",
+    "seed": "of weights and order",
+    "seeds": "number of trainings",
+    "share": "of the CPU time",
+    "calls": "of an operator in one call of the model",
+    "gflop": "floating-point operations of a call, 1e9",
+    "gemm_gflops": "rate of float32 matrix products, 1e9/s",
+    "floor_ms": "gflop over gemm_gflops, ms",
+    "ratio": "of the first of a pair to the second; quartiles are over rounds",
+    "pair": "of models",
+    "fastest": "which peer that is",
+    "of": "what a ratio or an exponent is of",
+    "exponent": "of the number of atoms",
+    "repeats": "number of calls",
+    "rounds": "turns of every model",
+    "threads": "of PyTorch",
+    "torch": "version of PyTorch",
+    "cpu": "model of the processor",
+    "cores": "of the machine",
+    "load1": "load average of the last minute",
+    "error": "why a model has no figure",
+}
+
+
+def described(doc: str | None) -> argparse.ArgumentParser:
+    """A parser that shows a script's docstring as it is written."""
+    return argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+
 
 def options(doc: str | None, *, seconds: float) -> argparse.ArgumentParser:
-    """Options that every script has."""
-    parser = argparse.ArgumentParser(
-        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    """Options that every script beside peers has."""
+    parser = described(doc)
     parser.add_argument("--sizes", default="64-0,64-2", help="of " + ", ".join(SIZES))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=seconds, help="of each measurement")
@@ -55,9 +122,9 @@ def options(doc: str | None, *, seconds: float) -> argparse.ArgumentParser:
     return parser
 
 
-def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
+def parsed(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse, check and set the threads."""
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     args.sizes = args.sizes.split(",")
     for size in args.sizes:
         if size not in SIZES:
@@ -79,8 +146,15 @@ def machine() -> Record:
     return {"cpu": model, "cores": os.cpu_count(), "load1": round(os.getloadavg()[0], 1)}
 
 
+def known(key: str) -> bool:
+    """Whether a key of a JSON line has a meaning in KEYS, by itself, as a quartile or as a ratio of two."""
+    return key.removesuffix("_q1").removesuffix("_q3") in KEYS or "/" in key
+
+
 def emit(record: Record) -> None:
     """One JSON line, floats to four digits."""
+    unknown = [key for key in record if not known(key)]
+    assert not unknown, f"say in harness.KEYS what {unknown} means"
     short = {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in record.items()}
     print(json.dumps(short), flush=True)
 

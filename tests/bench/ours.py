@@ -119,7 +119,9 @@ class Training:
     ENERGY_WEIGHT, FORCES_WEIGHT = 1.0, 10.0
     LEARNING_RATE, CLIP, DECAY = 1e-2, 10.0, 0.99
 
-    def __init__(self, train: Sequence[Atoms], L_max: int, e0: Mapping[int, float]) -> None:
+    def __init__(
+        self, train: Sequence[Atoms], L_max: int, e0: Mapping[int, float], *, seed: int = 0
+    ) -> None:
         elements = sorted({int(z) for a in train for z in a.numbers})
         forces = np.concatenate([a.get_forces() for a in train])
         rest = [a.get_potential_energy() - sum(e0[int(z)] for z in a.numbers) for a in train]
@@ -132,11 +134,18 @@ class Training:
             e0=e0,
             rms_forces=float(np.sqrt((forces**2).mean())),
             shift=float(np.mean([e / len(a) for e, a in zip(rest, train, strict=True)])),
+            seed=seed,
         )
         self.optimizer = ClippedAdam(self.model, lr=self.LEARNING_RATE, clip=self.CLIP)
         self.parameters = list(self.model.parameters())
         self.average = [p.detach().clone() for p in self.parameters]
         self.steps = 0
+
+    def at_rate(self, factor: float) -> None:
+        """Learning rates, relative to those of the start."""
+        for group in self.optimizer.param_groups:
+            group.setdefault("first_lr", group["lr"])
+            group["lr"] = factor * group["first_lr"]
 
     def prepared(self, frames: Sequence[Atoms], graphs: Sequence[Graph]) -> tuple[Batch, Labels]:
         """Batch and labels of some frames, of which the graphs were made before."""
@@ -150,12 +159,19 @@ class Training:
     def step(self, inputs: Batch, labels: Labels) -> None:
         """Forward, backward, clip, update, average."""
         self.optimizer.zero_grad(set_to_none=True)
+        self.loss(inputs, labels).backward()
+        self.optimizer.step()
+        self.follow()
+
+    def loss(self, inputs: Batch, labels: Labels) -> Tensor:
+        """Of energies per atom and of forces, differentiable."""
         energies, forces = call(self.model, inputs, training=True)
         per_atom = (energies - labels.energies) / labels.n_atoms
         loss = self.ENERGY_WEIGHT * per_atom.square().mean()
-        loss = loss + self.FORCES_WEIGHT * (forces - labels.forces).square().mean()
-        loss.backward()
-        self.optimizer.step()
+        return loss + self.FORCES_WEIGHT * (forces - labels.forces).square().mean()
+
+    def follow(self) -> None:
+        """The average of the weights after a step."""
         self.steps += 1
         decay = min(self.DECAY, (1 + self.steps) / (10 + self.steps))
         torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1.0 - decay)

@@ -10,7 +10,7 @@ forces, and training steps, of the whole model; edge sums are compiled in both f
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ def records(args: argparse.Namespace) -> Iterator[Record]:
 
     kinds = {"64-2": (3, (0, 1, 2), 64), "64-0": (3, (0,), 64), "nano": (2, (0, 1), 16)}
     for size, (l_max, outputs, channels) in kinds.items():
-        for atoms in (8, 27, 135, 576):
+        for atoms in map(int, args.atoms.split(",")):
             for name, call in basis(l_max, outputs, atoms, channels).items():
                 yield {
                     "what": f"basis {name}", "size": size, "atoms": atoms,
@@ -67,15 +67,16 @@ def records(args: argparse.Namespace) -> Iterator[Record]:
         yield from whole_model(args, measure)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", type=Path, help="directory of 3bpa and water_revPBE0-D3")
     parser.add_argument("--sizes", default="64-0,64-2", help="of " + ", ".join(SIZES))
+    parser.add_argument("--atoms", default="8,27,135,576", help="of the basis alone")
     parser.add_argument("--basis", action="store_true", help="the product basis alone")
     parser.add_argument("--seconds", type=float, default=6.0, help="of each measurement")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if not args.basis and args.data is None:
         parser.error("--data is needed, unless --basis is given")
     torch.set_num_threads(1)

@@ -3,7 +3,7 @@
     python tests/bench/store_figures.py --structures 100000 --peers 5000
 
 CPU seconds of one process, page cache warm; with --wall elapsed seconds as well. Peers are slow, so they may
-get fewer structures; figures are per structure. Nothing is asserted.
+get fewer structures; figures are per structure. Prints JSON lines and asserts nothing.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import resource
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.db import connect
 from ase.io import read, write
+from harness import emit
 
 from alchemy.identity import label_key, structure_uid
 from alchemy.store import LabelRow, SplitRow, Store
@@ -72,12 +73,16 @@ class Clock:
         cpu, wall = time.process_time(), time.perf_counter()
         result = work()
         cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-        found = {"cpu_s": round(cpu, 4), "wall_s": round(wall, 4)} if self.wall else {"cpu_s": round(cpu, 4)}
+        found = {"cpu_s": round(cpu, 6), "wall_s": round(wall, 6)} if self.wall else {"cpu_s": round(cpu, 6)}
         if n is not None:
             found["per_cpu_s"] = round(n / max(cpu, 1e-9))
-        self.figures[name] = found
-        print(f"{name:42}{json.dumps(found)}", flush=True)
+        self.tell(name, found)
         return result
+
+    def tell(self, name: str, found: dict[str, Any]) -> None:
+        """Keep a figure, and print its line."""
+        self.figures[name] = found
+        emit({"bench": "store_figures", "what": name, **found})
 
 
 def append_in(store: Store, given: list[Atoms], size: int) -> None:
@@ -96,8 +101,7 @@ def ours(folder: Path, given: list[Atoms], clock: Clock) -> None:
     store = Store(folder / "store.h5")
     clock("store: append, 1000 a commit, identity included", lambda: append_in(store, given, 1000), n)
     size = sum(p.stat().st_size for p in store.directory.iterdir())
-    clock.figures["store: bytes per structure"] = {"bytes": round(size / n)}
-    print(clock.figures["store: bytes per structure"])
+    clock.tell("store: bytes per structure", {"bytes": round(size / n)})
     clock("store: open, commits", lambda: Store(store.path).snapshot())
     clock("store: compact", store.compact, size)
     fresh = Store(store.path)
@@ -131,7 +135,7 @@ def peers(folder: Path, given: list[Atoms], clock: Clock) -> None:
                 database.write(atoms, fidelity="pbe")
 
     clock("ASE db: append", write_db, n)
-    clock.figures["ASE db: bytes per structure"] = {"bytes": round(path.stat().st_size / n)}
+    clock.tell("ASE db: bytes per structure", {"bytes": round(path.stat().st_size / n)})
     database = connect(str(path))
     clock("ASE db: query", lambda: database.count("fidelity=pbe,Pd,natoms<50"), n)
     rng = np.random.default_rng(1)
@@ -140,10 +144,10 @@ def peers(folder: Path, given: list[Atoms], clock: Clock) -> None:
     xyz = folder / "peer.xyz"
     clock("extxyz: write", lambda: write(xyz, given), n)
     clock("extxyz: read all", lambda: read(xyz, ":"), n)
-    clock.figures["extxyz: bytes per structure"] = {"bytes": round(xyz.stat().st_size / n)}
+    clock.tell("extxyz: bytes per structure", {"bytes": round(xyz.stat().st_size / n)})
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--structures", type=int, default=10_000)
@@ -151,15 +155,14 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where to write; default: a temporary folder")
     parser.add_argument("--wall", action="store_true")
     parser.add_argument("--json", type=Path, help="write the figures there")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     clock = Clock(args.wall)
     given = frames(args.structures)
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         ours(Path(folder), given, clock)
         peers(Path(folder), given[: args.peers], clock)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    clock.figures["peak memory, MB"] = {"MB": round(memory / 1024)}
-    print(clock.figures["peak memory, MB"])
+    clock.tell("peak memory", {"MB": round(memory / 1024)})
     if args.json:
         args.json.write_text(json.dumps({"structures": args.structures, **clock.figures}, indent=1))
 

@@ -9,6 +9,7 @@ Adam, average of the weights.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import ours
@@ -50,8 +51,8 @@ def from_peer(r: Record) -> Record:
     return {"bench": "train_step", "model": r["peer"], "size": r["size"], **found, **machine()}
 
 
-def main() -> None:
-    args = parsed(options(__doc__, seconds=6.0))
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parsed(options(__doc__, seconds=6.0), argv)
     if args.peers_bench is None:
         what = {"threads": args.threads, "torch": torch.__version__, **machine()}
         for size in args.sizes:
