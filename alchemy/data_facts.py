@@ -19,17 +19,12 @@ LISTED = 8
 
 def find_uid(snapshot: Snapshot, text: str) -> str:
     """The structure whose uid, or of which a label's key, begins with the text. Raises InputError."""
-    wanted = text.lower()
-    found = {uid for uid in snapshot.uids() if uid.startswith(wanted)} if wanted else set()
-    if not found and wanted:
-        keys = snapshot.select("", rows="labels", columns=["key"])
-        pairs = zip(keys.columns["key"], keys.uids, strict=True)
-        found = {uid for key, uid in pairs if key.startswith(wanted)}
+    found = snapshot.uids_beginning(text)
     if len(found) == 1:
-        return found.pop()
+        return found[0]
     if not found:
         raise InputError(f"no structure or label begins with '{text}'; 'alchemy data query' lists them")
-    listed = ", ".join(sorted(found)[:LISTED])
+    listed = ", ".join(found[:LISTED])
     raise InputError(f"'{text}' is the beginning of {len(found)} structures: {listed}; give more digits")
 
 

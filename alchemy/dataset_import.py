@@ -156,9 +156,10 @@ def _append(
 ) -> None:
     view = store.snapshot()
     now, splits, new = time.time(), [], {}
-    for frame, row in rows:
-        uid = structure_uid(frame.atoms)
-        if uid not in view:
+    uids = [structure_uid(frame.atoms) for frame, _ in rows]
+    known = view.atom_counts(uids)
+    for uid, (frame, row) in zip(uids, rows, strict=True):
+        if uid not in known:
             new[uid] = EventRow(uid, "start", sampler="import", reason=frame.name, time=now)
         own = part or frame.atoms.info.get("split")
         if own:
@@ -166,7 +167,8 @@ def _append(
         if row is None:
             result.unlabelled += 1
     labels = {row.key: row for _, row in reversed(rows) if row is not None}  # the first of a key counts
-    fresh = [row for row in labels.values() if not view.label_is_ok(row.key)]
+    states = view.label_states(labels)
+    fresh = [row for row in labels.values() if not states.get(row.key)]
     store.append(
         structures=[frame.atoms for frame, _ in rows],
         labels=fresh,

@@ -22,8 +22,9 @@ from alchemy.conditions import with_conditions
 from alchemy.errors import InputError
 from alchemy.store import Snapshot, Store
 from alchemy.store.named import specs_in, values_of
-from alchemy.store.schema import id_texts, row_count
+from alchemy.store.schema import row_count
 from alchemy.store.segment import Segment
+from alchemy.store.table import matching
 from tace.data import Labelled
 from tace.wording import hint
 
@@ -60,19 +61,19 @@ class StoreDataset(Dataset[Labelled]):
         self.path = Path(path)
         snapshot = Store(self.path).snapshot(as_of)
         self.as_of = snapshot.last
-        raw, uids = _chosen(snapshot, part, fidelities, expression)
+        raw = _chosen(snapshot, part, fidelities, expression)
         if not len(raw):
             where = f" in part '{part}'" if part else ""
             raise InputError(f"{self.path}: no good label{where} matches; 'alchemy data stats' counts them")
-        codes, vocabulary = snapshot.codes("labels", "fidelity")
+        codes, vocabulary = snapshot.raw.codes("labels", "fidelity")
         self.fidelities = tuple(vocabulary)
         self._levels = codes[raw].astype(np.int32)
         self._labels = raw
-        self._structures = snapshot.structure_rows[np.array([snapshot.positions[uid] for uid in uids])]
-        own = snapshot.named("properties", "weight")[raw]
+        self._structures = snapshot.raw.structure_of("labels")[raw]
+        own = snapshot.raw.named("properties", "weight")[raw]
         factors = np.array([(fidelity_weights or {}).get(name, 1.0) for name in self.fidelities])
         self.weights = np.where(np.isnan(own), 1.0, own) * factors[self._levels]
-        self.n_atoms = snapshot.column("structures", "n_atoms")[self._structures]
+        self.n_atoms = snapshot.raw.column("structures", "n_atoms")[self._structures]
         self._reader: _Reader | None = None
 
     def __len__(self) -> int:
@@ -118,33 +119,28 @@ class StoreDataset(Dataset[Labelled]):
 
 def _chosen(
     snapshot: Snapshot, part: str | None, fidelities: Sequence[str], expression: str
-) -> tuple[np.ndarray, list[str]]:
-    """Raw row numbers of the labels, and the uids of their structures."""
-    raw = snapshot.label_rows
-    status, fidelity = snapshot.codes("labels", "status"), snapshot.codes("labels", "fidelity")
+) -> np.ndarray:
+    """Raw row numbers of the labels."""
+    rows = snapshot.raw
+    raw = rows.label_rows
+    fidelity = rows.codes("labels", "fidelity")
     for name in fidelities:
         if name not in fidelity.vocabulary:
             listed = hint(name, fidelity.vocabulary, label="there are")
             raise InputError(f"no labels of '{name}'; {listed}")
-    good = status.codes[raw] == status.vocabulary.get("ok", -2)
-    good &= snapshot.column("labels", "replica")[raw] == 0
+    good = rows.codes("labels", "status").same("ok")[raw] & (rows.column("labels", "replica")[raw] == 0)
     if fidelities:
         good &= np.isin(fidelity.codes[raw], [fidelity.vocabulary[name] for name in fidelities])
-    raw = raw[good]
     if expression:
-        keys = set(snapshot.select(expression, rows="labels", columns=["key"]).columns["key"])
-        own = id_texts(snapshot.column("labels", "uid")[raw])
-        raw = raw[np.array([key in keys for key in own], bool)]
-    uids = id_texts(snapshot.column("labels", "structure_uid")[raw])
+        good &= matching(snapshot, expression, rows="labels")
     if part is not None:
-        parts = snapshot.part_of()
-        among = [i for i, uid in enumerate(uids) if parts.get(uid) == part]
-        raw, uids = raw[among], [uids[i] for i in among]
-    names = list(fidelity.vocabulary)
-    keys_of = id_texts(snapshot.column("labels", "uid")[raw])
-    levels = [names[code] for code in fidelity.codes[raw].tolist()]
-    order = sorted(range(len(raw)), key=lambda i: (uids[i], levels[i], keys_of[i]))
-    return raw[order], [uids[i] for i in order]
+        good &= rows.parts.same(part)[rows.structure_of("labels")[raw]]
+    raw = raw[good]
+    rank = np.argsort(np.argsort([*fidelity.vocabulary]))
+    ids = [rows.column("labels", name)[raw].view(">u8") for name in ("uid", "structure_uid")]
+    keys = (ids[0][:, 1], ids[0][:, 0], rank[fidelity.codes[raw]], ids[1][:, 1], ids[1][:, 0])
+    found: np.ndarray = raw[np.lexsort(keys)]
+    return found
 
 
 class _Reader:

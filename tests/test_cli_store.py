@@ -122,7 +122,7 @@ def test_a_store_of_a_newer_alchemy_is_left_alone(run, store, monkeypatch):
     for words in (["query"], ["compact"], ["repair"], ["log"]):
         code, out, err = run("data", *words, store.path)
         assert code in (2, 3)
-        assert "format 2.0 is newer than the 1.1 of this alchemy; upgrade" in out + err, words
+        assert "format 2.0 is newer than the 1.2 of this alchemy; upgrade" in out + err, words
     after = {p.name: p.read_bytes() for p in store.directory.iterdir() if p.name.endswith(".h5")}
     assert after == before
 

@@ -129,7 +129,7 @@ def test_a_newer_format_is_refused_and_says_so(store, monkeypatch):
     monkeypatch.setattr("alchemy.store.layout.FORMAT_VERSION", "2.0")
     store.append(structures=[water()])
     monkeypatch.undo()
-    with pytest.raises(StoreError, match=r"format 2\.0 is newer than the 1\.1"):
+    with pytest.raises(StoreError, match=r"format 2\.0 is newer than the 1\.2"):
         Store(store.path).snapshot()
 
 

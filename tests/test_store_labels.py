@@ -254,9 +254,10 @@ def test_new_commits_go_on_top_of_format_1_0(golden):
     assert len(view.select("has_dipole")) == len(before.select("has_dipole")) == 1
 
 
-def test_a_store_of_format_1_1_is_read_as_it_was_written(tmp_path):
+@pytest.mark.parametrize("version", ["1.1", "1.2"])
+def test_a_store_of_an_older_format_is_read_as_it_was_written(tmp_path, version):
     """A merged file of eight commits and one more; whoever changes the format keeps this readable."""
-    shutil.copytree(GOLDEN.parent / "store-1.1", tmp_path / "old")
+    shutil.copytree(GOLDEN.parent / f"store-{version}", tmp_path / "old")
     store = Store(tmp_path / "old" / "store.h5")
     ((last, uids), labels) = json.loads((tmp_path / "old" / "expected.json").read_text())[0]
     view = store.snapshot()

@@ -11,8 +11,10 @@ from alchemy.errors import StoreError
 from alchemy.identity import structure_uid
 from alchemy.store import files
 from alchemy.store.columns import TABLES
+from alchemy.store.derived import wrong_in
+from alchemy.store.ids import id_texts
 from alchemy.store.named import GROUPS, specs_in
-from alchemy.store.schema import NULL_CODE, decode, id_texts, row_count
+from alchemy.store.schema import NULL_CODE, decode, row_count
 from alchemy.store.segment import Segment, inspect, offset_path
 
 if TYPE_CHECKING:
@@ -88,6 +90,7 @@ def _inside(segment: Segment) -> Iterator[str]:
             whole = column.kind in ("atoms", "text") or segment.get(path) is None
             if not whole and segment.length(path) != n:
                 yield f"{path}: {segment.length(path)} rows, should be {n}"
+    yield from wrong_in(segment)
     yield from _identities(segment)
 
 

@@ -1,4 +1,4 @@
-"""The tables of format 1.1: which dataclass a row is, and which column each of its fields is."""
+"""The tables of the format: which dataclass a row is, and which column each of its fields is."""
 
 from __future__ import annotations
 

@@ -41,12 +41,13 @@ def merge_into(target: Store, source: Snapshot) -> Merged:
     if source.last >= 0 and source.commit_uuids() == view.commit_uuids():
         raise InputError(f"{target.path}: source and target are the same store; give two")
     result = Merged()
-    structures = [uid for uid in source.uids() if uid not in view]
+    known = view.atom_counts(source.uids())
+    structures = [uid for uid in source.uids() if uid not in known]
     for uids in _chunks(structures):
         target.append(structures=source.structures(uids))
     labels = _labels(view, source, result)
     for keys in _chunks(labels):
-        rows = [row for key in keys if (row := source.label(key)) is not None]
+        rows = source.labels(status=None, keys=keys)
         target.append(labels=rows, quantities=source.quantities())
     result.added |= {"structures": len(structures), "labels": len(labels)}
     others = {
@@ -66,10 +67,11 @@ def merge_into(target: Store, source: Snapshot) -> Merged:
 
 
 def _labels(view: Snapshot, source: Snapshot, result: Merged) -> list[str]:
-    retracted = set(view.retracted())
+    retracted, given = set(view.retracted()), source.labels(status=None)
+    owns = {row.key: row for row in view.labels(status=None, keys=[row.key for row in given])}
     wanted = []
-    for row in source.labels(status=None):
-        own = view.label(row.key)
+    for row in given:
+        own = owns.get(row.key)
         if own is None:
             if row.key not in retracted:
                 wanted.append(row.key)

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from ase.data import chemical_symbols
 
 from alchemy.errors import QueryError
-from alchemy.store.query import Codes
+from alchemy.store.ids import id_texts
+from alchemy.store.query import Codes, Ids
+from alchemy.store.raw import RawRows
 from alchemy.store.rows import CONDITIONS, PROPERTIES
-from alchemy.store.schema import id_texts
-from alchemy.store.segment import Segment
 from alchemy.store.syntax import Z_OF
 
 if TYPE_CHECKING:
     from alchemy.store.snapshot import Snapshot
+
+
+_ROWS_AT_ONCE = 1 << 16
 
 
 class Field(NamedTuple):
@@ -28,33 +32,37 @@ class Field(NamedTuple):
 
 
 class View:
-    """The rows of one kind in a snapshot; implements `query.Columns`.
+    """Rows of one kind in a snapshot; implements `query.Columns`.
 
-    raw: row numbers in the table; positions: of the structure of each row, −1 when not stored.
+    raw: row numbers in the table; None: those that are current.
     """
 
-    def __init__(self, snapshot: Snapshot, rows: str) -> None:
+    def __init__(self, snapshot: Snapshot, rows: str, raw: np.ndarray | None = None) -> None:
         self.snapshot, self.rows = snapshot, rows
-        self.raw = _raw_rows(snapshot, rows)
+        self.raw = _current(snapshot.raw, rows) if raw is None else raw
         self.n = len(self.raw)
+        # Columns of all rows in their order need not be copied.
+        self._whole = self.n == snapshot.raw.count(rows) and bool((np.diff(self.raw) == 1).all())
         self._loaded: dict[str, Any] = {}
-        if rows == "structures":
-            self.structures = self
-            self.positions = np.arange(self.n)
-        else:
-            self.structures = View(snapshot, "structures")
-            known = _first_rows(self.structures.column("uid"))
-            self.positions = _find(known, self.column("structure_uid"))
+
+    def at(self, chosen: np.ndarray) -> View:
+        """Some of these rows: what is shown is read for them only."""
+        return View(self.snapshot, self.rows, self.raw[chosen])
+
+    def pick(self, values: np.ndarray) -> np.ndarray:
+        """Of values by raw row number those of these rows."""
+        return values if self._whole else values[self.raw]
 
     def column(self, name: str) -> np.ndarray:
-        return self.snapshot.column(self.rows, name)[self.raw]
+        return self.pick(self.snapshot.raw.column(self.rows, name))
 
     def own_codes(self, name: str) -> Codes:
-        codes, vocabulary = self.snapshot.codes(self.rows, name)
-        return Codes(codes[self.raw], vocabulary)
+        if self._whole:
+            return self.snapshot.raw.codes(self.rows, name)
+        return self.snapshot.raw.codes_at(self.rows, name, self.raw)
 
     def load(self, name: str) -> Any:
-        """Values of a field: [n] floats (NaN unset), Codes, or [n,2] element masks."""
+        """Values of a field: [n] floats (NaN unset), Codes, Ids, or [n,2] element masks."""
         if name not in self._loaded:
             self._loaded[name] = FIELDS[self.rows][name].load(self)
         return self._loaded[name]
@@ -66,63 +74,66 @@ class View:
         return masks
 
     def count(self, symbol: str) -> np.ndarray:
-        return self._of_structure(_count(self.structures, symbol))
+        """Atoms of an element, NaN where the structure is not stored."""
+        if self.rows == "structures":
+            return _count(self, symbol)
+        counts: np.ndarray = self._of_structure(_count(self.structures, symbol))
+        return counts
+
+    @cached_property
+    def _structure_rows(self) -> np.ndarray:
+        return self.pick(self.snapshot.raw.structure_of(self.rows))
+
+    @cached_property
+    def structures(self) -> View:
+        """The structure of each row that has one."""
+        rows = self._structure_rows
+        return View(self.snapshot, "structures", rows if (rows >= 0).all() else rows[rows >= 0])
 
     def joined(self, name: str) -> Any:
         """A field of the structure of each row."""
         return self._of_structure(self.structures.load(name))
 
     def _of_structure(self, values: Any) -> Any:
+        there = self._structure_rows >= 0
+        if self.structures.n == self.n:
+            return values
         if isinstance(values, Codes):
-            return Codes(_take(values.codes, self.positions, -1), values.vocabulary)
-        return _take(values, self.positions, 0 if values.dtype == np.uint64 else np.nan)
+            return Codes(_spread(values.codes, there, -1), values.vocabulary)
+        if isinstance(values, Ids):
+            return Ids(_spread(values.ids, there, 0))
+        return _spread(values, there, 0 if values.dtype == np.uint64 else np.nan)
 
-    def uids(self, chosen: np.ndarray) -> list[str]:
-        """Uid of the structure of some rows."""
-        name = "uid" if self.rows == "structures" else "structure_uid"
-        return id_texts(self.snapshot.column(self.rows, name)[self.raw[chosen]])
-
-
-def _first_rows(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(sorted ids, row where each is first); ids are [n,16] bytes."""
-    return np.unique(np.ascontiguousarray(ids).view("S16").reshape(-1), return_index=True)
+    def uids(self) -> list[str]:
+        """Uid of the structure of each row."""
+        return id_texts(self.column("uid" if self.rows == "structures" else "structure_uid"))
 
 
-def _find(known: tuple[np.ndarray, np.ndarray], wanted: np.ndarray) -> np.ndarray:
-    """The row of each wanted id, −1 where there is none."""
-    keys, rows = known
-    texts = np.ascontiguousarray(wanted).view("S16").reshape(-1)
-    if not len(keys):
-        return np.full(len(texts), -1, np.int64)
-    place = np.minimum(np.searchsorted(keys, texts), len(keys) - 1)
-    found: np.ndarray = np.where(keys[place] == texts, rows[place], -1).astype(np.int64)
-    return found
-
-
-def _raw_rows(snapshot: Snapshot, rows: str) -> np.ndarray:
+def _current(raw: RawRows, rows: str) -> np.ndarray:
     if rows == "structures":
-        return snapshot.structure_rows
+        return raw.structure_rows
     if rows == "labels":
-        return snapshot.label_rows
+        return raw.label_rows
     if rows == "predictions":
-        return snapshot.prediction_rows
-    return np.arange(snapshot.raw_count(rows))
+        return raw.prediction_rows
+    return np.arange(raw.count(rows))
 
 
-def _take(values: np.ndarray, positions: np.ndarray, unset: Any) -> np.ndarray:
-    found = np.full((len(positions), *values.shape[1:]), unset, values.dtype)
-    there = positions >= 0
-    found[there] = values[positions[there]]
+def _spread(values: np.ndarray, there: np.ndarray, unset: Any) -> np.ndarray:
+    found = np.full((len(there), *values.shape[1:]), unset, values.dtype)
+    found[there] = values
     return found
 
 
 def _count(view: View, symbol: str) -> np.ndarray:
     z = Z_OF[symbol]
     parts = [np.zeros(0)]
-    for offset, numbers in view.snapshot.segment_columns("structures", "numbers"):
-        before = np.concatenate([[0], np.cumsum(numbers == z)])
-        parts.append(np.diff(before[offset]).astype(float))
-    return np.concatenate(parts)[view.raw]
+    for offset, numbers in view.snapshot.raw.segment_columns("structures", "numbers"):
+        for start in range(0, len(offset) - 1, _ROWS_AT_ONCE):
+            cuts = offset[start : start + _ROWS_AT_ONCE + 1]
+            atoms = numbers[int(cuts[0]) : int(cuts[-1])] == z  # no structure is without atoms
+            parts.append(np.add.reduceat(atoms, cuts[:-1] - cuts[0], dtype=np.int64).astype(float))
+    return view.pick(np.concatenate(parts))
 
 
 def text_codes(texts: Sequence[str]) -> Codes:
@@ -134,7 +145,7 @@ def text_codes(texts: Sequence[str]) -> Codes:
 
 def _own(name: str, unset: float | None = None) -> Callable[[View], np.ndarray]:
     def load(view: View) -> np.ndarray:
-        values = view.column(name).astype(float)
+        values = view.column(name).astype(float, copy=False)
         return values if unset is None else np.where(values == unset, np.nan, values)
 
     return load
@@ -144,60 +155,57 @@ def _own_text(name: str) -> Callable[[View], Codes]:
     return lambda view: view.own_codes(name)
 
 
-def _own_id(name: str) -> Callable[[View], Codes]:
-    return lambda view: text_codes(id_texts(view.column(name)))
+def _own_id(name: str) -> Callable[[View], Ids]:
+    return lambda view: Ids(view.column(name))
 
 
 def _volume(view: View) -> np.ndarray:
-    volume = np.abs(np.linalg.det(view.column("cell").reshape(-1, 3, 3)))
-    return np.where(view.column("pbc").reshape(-1, 3).all(axis=1), volume, np.nan)
+    cells, periodic = view.column("cell"), view.column("pbc").all(axis=1)
+    found = np.full(view.n, np.nan)
+    for start in range(0, view.n, _ROWS_AT_ONCE):  # a million cells are copied by and by
+        among = slice(start, start + _ROWS_AT_ONCE)
+        found[among] = np.abs(np.linalg.det(cells[among]))
+    return np.where(periodic, found, np.nan)
 
 
 def _periodic(view: View) -> np.ndarray:
-    return view.column("pbc").reshape(-1, 3).any(axis=1).astype(float)
+    return view.column("pbc").any(axis=1).astype(float)
 
 
 def _masks(view: View) -> np.ndarray:
-    return view.column("elements").reshape(-1, 2).astype(np.uint64)
+    return view.column("elements").astype(np.uint64, copy=False)
 
 
 def _split(view: View) -> Codes:
-    uids = view.snapshot.column("splits", "structure_uid")
-    keys, from_end = _first_rows(uids[::-1])  # the last row of a structure counts
-    rows = _find((keys, len(uids) - 1 - from_end), view.column("uid"))
-    codes, vocabulary = view.snapshot.codes("splits", "part")
-    return Codes(_take(codes, rows, -1), vocabulary)
-
-
-def _births(view: View) -> np.ndarray:
-    """Raw row of the first event of each structure, −1 when it has none."""
-    return _find(_first_rows(view.snapshot.column("events", "structure_uid")), view.column("uid"))
+    codes, vocabulary = view.snapshot.raw.parts
+    return Codes(view.pick(codes), vocabulary)
 
 
 def _birth_text(name: str) -> Callable[[View], Codes]:
     def load(view: View) -> Codes:
-        codes, vocabulary = view.snapshot.codes("events", name)
-        return Codes(_take(codes, _births(view), -1), vocabulary)
+        births = view.pick(view.snapshot.raw.births)
+        codes, vocabulary = view.snapshot.raw.codes("events", name)
+        return Codes(np.append(codes, np.int32(-1))[births], vocabulary)  # the last one is for −1
 
     return load
 
 
 def _birth_round(view: View) -> np.ndarray:
-    rounds = view.snapshot.column("events", "round").astype(float)
-    found = _take(rounds, _births(view), np.nan)
+    rounds = np.append(view.snapshot.raw.column("events", "round").astype(float), np.nan)
+    found = rounds[view.pick(view.snapshot.raw.births)]
     return np.where(found < 0, np.nan, found)
 
 
 def _condition(name: str) -> Callable[[View], np.ndarray]:
     def load(view: View) -> np.ndarray:
-        values = view.snapshot.named("conditions", name)[view.raw]
+        values = view.pick(view.snapshot.raw.named("conditions", name))
         return values if values.ndim == 1 else np.sqrt((values**2).sum(axis=1))
 
     return load
 
 
 def _has(field: str, name: str) -> Callable[[View], np.ndarray]:
-    return lambda view: view.snapshot.has_named(field, name)[view.raw].astype(float)
+    return lambda view: view.pick(view.snapshot.raw.has_named(field, name)).astype(float)
 
 
 def _has_forces(view: View) -> np.ndarray:
@@ -205,19 +213,11 @@ def _has_forces(view: View) -> np.ndarray:
 
 
 def _has_stress(view: View) -> np.ndarray:
-    return (~np.isnan(view.column("stress").reshape(-1, 6)).all(axis=1)).astype(float)
+    return (~np.isnan(view.column("stress")).all(axis=1)).astype(float)
 
 
 def _max_force(view: View) -> np.ndarray:
-    parts = [np.zeros(0), *view.snapshot.per_segment("labels", _largest_norms)]
-    return np.concatenate(parts)[view.raw]
-
-
-def _largest_norms(segment: Segment) -> np.ndarray:
-    offset, forces = segment["/labels/offset"], segment["/labels/atoms/forces"]
-    norms = np.append(np.sqrt(np.einsum("ai,ai->a", forces, forces)), 0.0)
-    largest = np.maximum.reduceat(norms, offset[:-1]) if len(offset) > 1 else np.zeros(0)
-    return np.where(np.diff(offset) > 0, largest, np.nan)
+    return view.pick(view.snapshot.raw.max_forces)
 
 
 def _energy_per_atom(view: View) -> np.ndarray:
@@ -294,7 +294,7 @@ FAILURE_FIELDS: dict[str, Field] = {
         "text",
         "what the program said",
         lambda view: text_codes(
-            [row.message for row in view.snapshot.decode_raw("failures", view.raw)]
+            [row.message for row in view.snapshot.raw.decode("failures", view.raw)]
         ),
     ),
     "attempt": Field("integer", "number of the try, from 1", _own("attempt")),

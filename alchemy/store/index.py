@@ -1,107 +1,207 @@
-"""Which structures and labels the segments of a store hold, and where."""
+"""Rows of all segments as if they were one: numbered through, found by identity, and which labels count.
+
+A raw row number counts the rows of a table from the first segment on. Nothing here grows with the store
+before it is asked for, and what is made of a segment is kept with it, as segments never change.
+"""
 
 from __future__ import annotations
 
 import json
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
+from alchemy.store.ids import NOTHING, first_rows, id_bytes, is_id, matches, repeated, texts16
 from alchemy.store.named import specs_in
 from alchemy.store.rows import PropertySpec
-from alchemy.store.schema import NULL_CODE, decode, id_texts, row_count, words
+from alchemy.store.schema import NULL_CODE, decode, row_count, words
 from alchemy.store.segment import Segment
 
 
-class Place(NamedTuple):
-    """Where the current row of a label is; only an ok one is never displaced by a later one."""
-
-    segment: int
-    row: int
-    ok: bool
-
-
 class Index:
-    """Which structures and labels the segments hold, extended as commits appear.
+    """The segments of a view. Answers what `ingest` asks about rows already there."""
 
-    Snapshots share it: everything but `labels` only grows at the end, so a snapshot of the first k
-    segments sees the entries below its own limits.
-    """
+    def __init__(
+        self, names: Sequence[str] = (), segments: Sequence[Segment] = (), last: Sequence[int] = ()
+    ) -> None:
+        self.names, self.segments, self.last = list(names), list(segments), list(last)
+        self._starts: dict[str, np.ndarray] = {}
 
-    def __init__(self) -> None:
-        self.names: list[str] = []
-        self.segments: list[Segment] = []
-        self.last: list[int] = []
-        self.uids: list[str] = []
-        self.places: dict[str, tuple[int, int]] = {}
-        self.counts: list[int] = []
-        self.labels: dict[str, Place] = {}
-        self._parts: dict[str, str] = {}
-        self._documents: dict[str, str] = {}
-        self._quantities: dict[str, PropertySpec] = {}
+    def more(self, found: Sequence[tuple[str, Segment, int]]) -> Index:
+        """An index of these segments, (name, segment, newest commit), after the own ones."""
+        names, segments, last = zip(*found, strict=True) if found else ((), (), ())
+        return Index([*self.names, *names], [*self.segments, *segments], [*self.last, *last])
 
-    # What `ingest` asks about rows already there: answered from here, an append need not make a view.
+    def first(self, n: int) -> Index:
+        """An index of the first n segments."""
+        return Index(self.names[:n], self.segments[:n], self.last[:n])
 
-    def __contains__(self, uid: object) -> bool:
-        return uid in self.places
+    def starts(self, table: str) -> np.ndarray:
+        """Raw number of the first row of each segment, and of all rows at the end."""
+        if table not in self._starts:
+            counts = [row_count(segment, table) for segment in self.segments]
+            self._starts[table] = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        return self._starts[table]
 
-    def atom_count(self, uid: str) -> int:
-        number, row = self.places[uid]
-        return int(self.segments[number]["/structures/n_atoms"][row])
+    def ids(self, path: str) -> list[np.ndarray]:
+        """A column of ids of every segment."""
+        return [NOTHING if (a := segment.get(path)) is None else a for segment in self.segments]
 
-    def label_is_ok(self, key: str) -> bool | None:
-        place = self.labels.get(key)
-        return None if place is None else place.ok
+    def find(self, path: str, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(place in `wanted`, raw row) of all rows with one of these ids, by row."""
+        starts = self.starts(path.split("/")[1])
+        needles, rows = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+        for segment, start in zip(self.segments, starts.tolist(), strict=False):
+            places, found = matches(segment, path, wanted)
+            order = np.argsort(found, kind="stable")
+            needles.append(places[order])
+            rows.append(found[order] + start)
+        return np.concatenate(needles), np.concatenate(rows)
 
-    def part_of(self) -> dict[str, str]:
-        return self._parts
+    def first_raw(self, path: str, wanted: np.ndarray) -> np.ndarray:
+        """The first raw row with each id, −1 where there is none."""
+        return first_rows(len(wanted), *self.find(path, wanted))
+
+    def places(self, table: str, raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(number of the segment, row in it) of raw rows."""
+        starts = self.starts(table)
+        numbers = np.searchsorted(starts, raw, side="right") - 1
+        return numbers, raw - starts[numbers]
+
+    # Answers for `ingest`: an append need not make a view.
+
+    def atom_counts(self, uids: Iterable[str]) -> dict[str, int]:
+        """Number of atoms of those structures that are there."""
+        names = [uid for uid in uids if is_id(uid)]
+        raw = self.first_raw("/structures/uid", id_bytes(names))
+        numbers, rows = self.places("structures", raw)
+        known = np.flatnonzero(raw >= 0).tolist()
+        columns = {n: self.segments[n]["/structures/n_atoms"] for n in set(numbers[known].tolist())}
+        return {names[i]: int(columns[int(numbers[i])][rows[i]]) for i in known}
+
+    def label_states(self, keys: Iterable[str]) -> dict[str, bool]:
+        """Of those labels that are there, whether the current row is ok."""
+        return {key: ok for key, (_, ok) in self.label_places(keys).items()}
+
+    def label_places(self, keys: Iterable[str]) -> dict[str, tuple[int, bool]]:
+        """(raw number of the current row, whether it is ok) of those labels that are there."""
+        names = [key for key in keys if is_id(key)]
+        wanted = id_bytes(names)
+        needles, raw = self.find("/labels/uid", wanted)
+        ok = self._is_ok(raw)
+        counts = current(wanted[needles], ok, raw, *self.retractions())
+        found = zip(needles[counts].tolist(), raw[counts].tolist(), ok[counts].tolist(), strict=True)
+        return {names[i]: (row, good) for i, row, good in found}
+
+    def parts_of(self, uids: Iterable[str]) -> dict[str, str]:
+        """Part of those structures that have one."""
+        names = [uid for uid in uids if is_id(uid)]
+        needles, raw = self.find("/splits/structure_uid", id_bytes(names))
+        newest = dict(zip(needles.tolist(), raw.tolist(), strict=True))
+        numbers, rows = self.places("splits", np.array([*newest.values()], np.int64))
+        cells = zip(newest, numbers.tolist(), rows.tolist(), strict=True)
+        return {names[i]: self._part(number, row) for i, number, row in cells}
+
+    def _part(self, number: int, row: int) -> str:
+        segment = self.segments[number]
+        code = int(segment["/splits/part"][row])
+        return "" if code == NULL_CODE else words(segment, "part")[code]
 
     def registry(self) -> dict[str, dict[str, Any]]:
-        return {key: json.loads(text) for key, text in self._documents.items()}
+        """The newest document of every key."""
+        found: dict[str, str] = {}
+        for segment in self.segments:
+            if n := row_count(segment, "registry"):
+                if "registry" not in segment.derived:
+                    rows = decode(segment, "registry", np.arange(n))
+                    segment.derived["registry"] = {row.key: row.document for row in rows}
+                found.update(segment.derived["registry"])
+        return {key: json.loads(text) for key, text in found.items()}
 
     def quantities(self) -> dict[str, PropertySpec]:
-        return self._quantities
+        """What the named labels of these segments are."""
+        found: dict[str, PropertySpec] = {}
+        for segment in self.segments:
+            found.update(specs_in(segment, "properties"))
+        return found
 
-    def add(self, name: str, last: int, segment: Segment) -> None:
-        """Append one segment whose newest commit is `last`."""
-        number = len(self.segments)
-        fold_labels(self.labels, segment, number)
-        for row, uid in enumerate(_ids_of(segment, "/structures/uid")):
-            if uid not in self.places:  # two writers may add the same structure at the same time
-                self.places[uid] = (number, row)
-                self.uids.append(uid)
-        if row_count(segment, "splits"):
-            texts, codes = words(segment, "part"), segment["/splits/part"].tolist()
-            own = ["" if code == NULL_CODE else texts[code] for code in codes]
-            self._parts.update(zip(_ids_of(segment, "/splits/structure_uid"), own, strict=True))
-        if n := row_count(segment, "registry"):
-            rows = decode(segment, "registry", np.arange(n))
-            self._documents.update((row.key, row.document) for row in rows)
-        self._quantities.update(specs_in(segment, "properties"))
-        self.segments.append(segment)
-        self.counts.append(len(self.uids))
-        self.last.append(last)
-        self.names.append(name)
+    def _is_ok(self, raw: np.ndarray) -> np.ndarray:
+        """Whether the status of raw rows of labels is 'ok'."""
+        numbers, rows = self.places("labels", raw)
+        found = np.zeros(len(raw), bool)
+        for number in np.unique(numbers).tolist():
+            segment, own = self.segments[number], numbers == number
+            texts = words(segment, "status")
+            code = texts.index("ok") if "ok" in texts else -1
+            found[own] = segment["/labels/status"][rows[own]] == code
+        return found
+
+    def retractions(self) -> tuple[np.ndarray, np.ndarray]:
+        """(id of each hidden label, number of raw rows of labels that came before its retraction)."""
+        targets, limits = [NOTHING], [np.zeros(0, np.int64)]
+        for segment, start in zip(self.segments, self.starts("labels").tolist(), strict=False):
+            own = segment.get("/retractions/target")
+            if own is None or not len(own):
+                continue
+            targets.append(own)
+            hidden, labels = (segment.get(f"/commits/rows/{t}") for t in ("retractions", "labels"))
+            if hidden is None or labels is None:  # one commit
+                limits.append(np.full(len(own), start))
+            else:
+                limits.append(start + np.repeat(labels[:-1], np.diff(hidden)))
+        return np.concatenate(targets), np.concatenate(limits)
+
+    def current_labels(self) -> np.ndarray:
+        """Raw rows of labels that count: see `current`."""
+        ids, n = self.ids("/labels/uid"), int(self.starts("labels")[-1])
+        targets, limits = self.retractions()
+        among = repeated(ids)
+        if len(targets):
+            among = np.union1d(among, self.find("/labels/uid", targets)[1])
+        if not len(among):
+            return np.arange(n)
+        counts = np.ones(n, bool)
+        keys = _rows_of(ids, among)
+        counts[among] = current(keys, self._is_ok(among), among, targets, limits)
+        return np.flatnonzero(counts)
+
+    def repeats(self) -> tuple[np.ndarray, np.ndarray]:
+        """(raw rows of structures that were there before, the first row of each): of two writers at once."""
+        ids = self.ids("/structures/uid")
+        among = repeated(ids)
+        if not len(among):
+            return among, among
+        _, first, which = np.unique(texts16(_rows_of(ids, among)), return_index=True, return_inverse=True)
+        origin = among[first][which]
+        again = origin != among
+        return among[again], origin[again]
 
 
-def _ids_of(segment: Segment, path: str) -> list[str]:
-    array = segment.get(path)
-    return [] if array is None else id_texts(array)
+def current(
+    ids: np.ndarray, ok: np.ndarray, raw: np.ndarray, targets: np.ndarray, limits: np.ndarray
+) -> np.ndarray:
+    """Which rows of labels count: of each id the last ok one, else the last; none from before a retraction.
+
+    Args:
+        ids, ok, raw: of rows of labels: [n,16], whether the status is ok, and raw row number.
+        targets, limits: of retractions: [m,16], and the rows of labels that came before.
+    """
+    _, group = np.unique(texts16(np.concatenate([ids, targets])), return_inverse=True)
+    hidden = np.zeros(group.max(initial=0) + 1, np.int64)
+    np.maximum.at(hidden, group[len(ids) :], limits)
+    group = group[: len(ids)]
+    order = np.lexsort((raw, ok, group))
+    order = order[raw[order] >= hidden[group[order]]]
+    last = np.flatnonzero(np.append(np.diff(group[order]) > 0, True)) if len(order) else order
+    found = np.zeros(len(ids), bool)
+    found[order[last]] = True
+    return found
 
 
-def fold_labels(current: dict[str, Place], segment: Segment, number: int) -> None:
-    """Apply a segment, commit by commit: retractions hide earlier labels, then its own labels come in."""
-    targets, keys = _ids_of(segment, "/retractions/target"), _ids_of(segment, "/labels/uid")
-    texts = words(segment, "status") if keys else []
-    status = [texts[code] for code in segment["/labels/status"].tolist()] if keys else []
-    spans = [(0, len(targets), 0, len(keys))]
-    hidden, own = segment.get("/commits/rows/retractions"), segment.get("/commits/rows/labels")
-    if targets and hidden is not None and own is not None:
-        spans = list(zip(*(c.tolist() for c in (hidden[:-1], hidden[1:], own[:-1], own[1:])), strict=True))
-    for first, last, begin, end in spans:
-        for target in targets[first:last]:
-            current.pop(target, None)
-        for row in range(begin, end):
-            key, ok = keys[row], status[row] == "ok"
-            if ok or key not in current or not current[key].ok:
-                current[key] = Place(number, row, ok)
+def _rows_of(columns: Sequence[np.ndarray], raw: np.ndarray) -> np.ndarray:
+    """Raw rows, ascending, of a column that is in pieces."""
+    starts = np.cumsum([0, *map(len, columns)])
+    cuts = np.searchsorted(raw, starts)
+    pieces = zip(columns, starts, cuts, cuts[1:], strict=False)
+    return np.concatenate([NOTHING, *(column[raw[lo:hi] - start] for column, start, lo, hi in pieces)])

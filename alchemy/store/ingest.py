@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -33,12 +33,11 @@ MAX_ATOMIC_NUMBER = 118
 
 
 class Known(Protocol):
-    """What a snapshot tells about rows already there."""
+    """What an index tells about rows already there; of many at once, as each question opens columns."""
 
-    def __contains__(self, uid: object) -> bool: ...
-    def atom_count(self, uid: str) -> int: ...
-    def label_is_ok(self, key: str) -> bool | None: ...
-    def part_of(self) -> dict[str, str]: ...
+    def atom_counts(self, uids: Iterable[str]) -> dict[str, int]: ...
+    def label_states(self, keys: Iterable[str]) -> dict[str, bool]: ...
+    def parts_of(self, uids: Iterable[str]) -> dict[str, str]: ...
     def registry(self) -> dict[str, dict[str, Any]]: ...
     def quantities(self) -> dict[str, PropertySpec]: ...
 
@@ -109,21 +108,27 @@ def select_new(
 
     quantities: labels beyond `PROPERTIES` that the rows carry, unless the store has them already.
     """
-    structures: dict[str, StructureRow] = {}
-    for atoms in given["structures"]:
-        row = structure_row(atoms)
-        if row.uid not in known:
-            structures.setdefault(row.uid, row)
-    sizes = _Sizes(known, structures)
+    rows = {row.uid: row for row in reversed([structure_row(atoms) for atoms in given["structures"]])}
+    about = (row.structure_uid for name in ("labels", "predictions", "splits") for row in given[name])
+    sizes = known.atom_counts({*rows, *about})
+    structures = [row for row in reversed(rows.values()) if row.uid not in sizes]
+    sizes |= {row.uid: row.n_atoms for row in structures}
     declared = _declared(known, quantities or {}) if given["labels"] else {}
+    keys = {row.key for row in given["labels"]} | {row.target for row in given["retractions"]}
+    states = known.label_states(keys)
     return Batch(
-        structures=list(structures.values()),
-        labels=_new_labels(known, given["labels"], sizes, {**PROPERTIES, **declared}),
+        structures=structures,
+        labels=_new_labels(
+            {key for key, ok in states.items() if ok} - {row.target for row in given["retractions"]},
+            given["labels"],
+            sizes,
+            {**PROPERTIES, **declared},
+        ),
         predictions=[_checked_prediction(row, sizes) for row in given["predictions"]],
         events=list(given["events"]),
         failures=list(given["failures"]),
         splits=_new_splits(known, given["splits"], sizes),
-        retractions=[_checked_retraction(known, row) for row in given["retractions"]],
+        retractions=_checked_retractions(states, given["retractions"]),
         registry=_new_documents(known, registry),
         declared=declared,
     )
@@ -156,31 +161,24 @@ def _words(spec: PropertySpec) -> str:
     return f"per {spec.scope}, shape {spec.tail}, in {spec.unit or 'no unit'}"
 
 
-class _Sizes:
-    """Number of atoms of every structure that rows of this commit may refer to."""
-
-    def __init__(self, known: Known, new: Mapping[str, StructureRow]) -> None:
-        self.known, self.new = known, new
-
-    def of(self, uid: str, who: str) -> int:
-        if uid in self.new:
-            return self.new[uid].n_atoms
-        if uid not in self.known:
-            raise StoreError(f"{who}: structure {uid!r} is neither in the store nor in this commit")
-        return self.known.atom_count(uid)
+def _size(sizes: Mapping[str, int], uid: str, who: str) -> int:
+    """Number of atoms of a structure that rows of this commit may refer to."""
+    if uid not in sizes:
+        raise StoreError(f"{who}: structure {uid!r} is neither in the store nor in this commit")
+    return sizes[uid]
 
 
 def _new_labels(
-    known: Known, labels: Iterable[LabelRow], sizes: _Sizes, specs: Mapping[str, PropertySpec]
+    ok: set[str], labels: Sequence[LabelRow], sizes: Mapping[str, int], specs: Mapping[str, PropertySpec]
 ) -> list[LabelRow]:
-    new, ok = [], set()
+    """Those that are not ok already; one that this commit retracts may be made again in it."""
+    new = []
     for label in labels:
-        _check_label(label, sizes.of(label.structure_uid, f"label {label.key}"), specs)
-        if label.key in ok or known.label_is_ok(label.key):
-            continue
-        new.append(label)
-        if label.status == "ok":
-            ok.add(label.key)
+        _check_label(label, _size(sizes, label.structure_uid, f"label {label.key}"), specs)
+        if label.key not in ok:
+            new.append(label)
+            if label.status == "ok":
+                ok.add(label.key)
     return new
 
 
@@ -239,26 +237,27 @@ def _check_conditions(label: LabelRow, who: str) -> None:
         )
 
 
-def _checked_prediction(row: PredictionRow, sizes: _Sizes) -> PredictionRow:
+def _checked_prediction(row: PredictionRow, sizes: Mapping[str, int]) -> PredictionRow:
     who = f"prediction of {row.model_set}"
-    n_atoms = sizes.of(row.structure_uid, who)
+    n_atoms = _size(sizes, row.structure_uid, who)
     shape = np.shape(row.force_std_eV_per_A)
     if shape != (n_atoms,):
         raise StoreError(f"{who}: force_std_eV_per_A has shape {shape}, should be ({n_atoms},)")
     return row
 
 
-def _checked_retraction(known: Known, row: RetractionRow) -> RetractionRow:
-    if known.label_is_ok(row.target) is None:
-        raise StoreError(f"retraction: the store has no label {row.target!r}")
-    return row
+def _checked_retractions(there: Mapping[str, bool], rows: Sequence[RetractionRow]) -> list[RetractionRow]:
+    for row in rows:
+        if row.target not in there:
+            raise StoreError(f"retraction: the store has no label {row.target!r}")
+    return list(rows)
 
 
-def _new_splits(known: Known, rows: Collection[SplitRow], sizes: _Sizes) -> list[SplitRow]:
-    parts = dict(known.part_of()) if rows else {}
+def _new_splits(known: Known, rows: Sequence[SplitRow], sizes: Mapping[str, int]) -> list[SplitRow]:
+    parts = known.parts_of({row.structure_uid for row in rows})
     new = []
     for row in rows:
-        sizes.of(row.structure_uid, f"split {row.part!r}")
+        _size(sizes, row.structure_uid, f"split {row.part!r}")
         if parts.get(row.structure_uid) != row.part:
             parts[row.structure_uid] = row.part
             new.append(row)

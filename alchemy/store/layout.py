@@ -28,7 +28,7 @@ import numpy as np
 
 import alchemy
 
-FORMAT_VERSION = "1.1"
+FORMAT_VERSION = "1.2"
 USER_BLOCK = 4096
 BLOCK = 1 << 16
 MAGIC = b"ALCHSEG1"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from alchemy.errors import StoreError
 from alchemy.store import layout
 from alchemy.store.columns import TABLES, Column
+from alchemy.store.derived import ABOUT_MAX_FORCE, MAX_FORCE, OF_STRUCTURES, ORDERED, max_force_in, of_merged
 from alchemy.store.layout import Chain, Dataset
 from alchemy.store.named import GROUPS, describe, specs_in
 from alchemy.store.rows import PropertySpec
@@ -42,8 +43,22 @@ def merged_datasets(segments: Sequence[Segment], numbers: Sequence[int]) -> dict
         specs[field] = _common_specs(segments, field)
         for name, spec in specs[field].items():
             datasets.update(_named(segments, field, name, spec=spec))
+    datasets.update(_derived(segments, datasets))
     commits = [commits_in(segment, number) for segment, number in zip(segments, numbers, strict=True)]
     return {**datasets, **describe(specs), **vocabulary.datasets(), **commit_datasets(commits)}
+
+
+def _derived(segments: Sequence[Segment], datasets: Mapping[str, Dataset]) -> dict[str, Dataset]:
+    ids = {
+        path: np.concatenate(datasets[path].chain.parts)
+        for path in (*ORDERED, *(f"/{table}/structure_uid" for table in OF_STRUCTURES))
+        if path in datasets
+    }
+    found = of_merged(ids)
+    if "/labels/uid" in ids:
+        parts = [max_force_in(segment) for segment in segments if row_count(segment, "labels")]
+        found[MAX_FORCE] = Dataset(Chain(parts), *ABOUT_MAX_FORCE)
+    return found
 
 
 class _Vocabulary:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from alchemy.store.ids import begins
 from alchemy.store.syntax import (
     MAX_LIST,
     Z_OF,
@@ -52,14 +53,36 @@ class Codes(NamedTuple):
     codes: np.ndarray
     vocabulary: dict[str, int]
 
+    def same(self, text: str) -> np.ndarray:
+        found: np.ndarray = self.codes == self.vocabulary.get(text, -2)
+        return found
+
+    def unset(self) -> np.ndarray:
+        return self.codes < 0
+
+
+class Ids(NamedTuple):
+    """A column of identities, u1 [n,16]; zeros when unset, 32 hex digits in a query."""
+
+    ids: np.ndarray
+
+    def same(self, text: str) -> np.ndarray:
+        """An abbreviated identity equals none: `data show` finds those."""
+        whole = begins(self.ids, text) if len(text) == 32 else np.zeros(len(self.ids), bool)
+        return whole & ~self.unset()
+
+    def unset(self) -> np.ndarray:
+        words = np.ascontiguousarray(self.ids).view(np.uint64)
+        return (words[:, 0] | words[:, 1]) == 0
+
 
 class Columns(Protocol):
-    """What a query reads: n rows; NaN in `numbers`, −1 in `codes`, 0 in `elements` = unset."""
+    """What a query reads: n rows; NaN in `numbers`, 0 in `elements` = unset."""
 
     n: int
 
     def numbers(self, name: str) -> np.ndarray: ...  # [n]; 0 and 1 for true/false fields
-    def codes(self, name: str) -> Codes: ...
+    def codes(self, name: str) -> Codes | Ids: ...
     def elements(self) -> np.ndarray: ...  # [n,2] u8, bit Z
     def count(self, symbol: str) -> np.ndarray: ...  # [n] atoms of that element
 
@@ -175,9 +198,9 @@ def _is_none(left: ast.expr, right: ast.expr, context: Context) -> Test:
 
     def test(columns: Columns) -> Truth:
         if kind in ("text", "formula"):
-            unset: Any = columns.codes(name).codes < 0
+            unset: Any = columns.codes(name).unset()
         elif kind == "elements":
-            unset = ~columns.elements().any(axis=1)
+            unset = ~_known(columns.elements())
         else:
             unset = np.isnan(columns.numbers(name))
         return Truth(unset, ~unset)
@@ -194,7 +217,7 @@ def _membership(left: ast.expr, right: ast.expr, context: Context) -> Test:
         def test(columns: Columns) -> Truth:
             mask = columns.elements()
             there = (mask[:, z >> 6] >> np.uint64(z & 63) & np.uint64(1)).astype(bool)
-            return Truth(there, ~there & mask.any(axis=1))
+            return Truth(there, ~there & _known(mask))
 
         return test
     if not isinstance(left, ast.Name) or not isinstance(right, (ast.List, ast.Tuple, ast.Set)):
@@ -250,9 +273,9 @@ def _same_text(left: ast.Name, right: ast.expr, context: Context) -> Test:
     context.texts.add((name, value))
 
     def test(columns: Columns) -> Truth:
-        codes, vocabulary = columns.codes(name)
-        same = codes == vocabulary.get(value, -2)
-        return Truth(same, ~same & (codes >= 0))
+        column = columns.codes(name)
+        same = column.same(value)
+        return Truth(same, ~(same | column.unset()))
 
     return test
 
@@ -267,7 +290,7 @@ def _element_sets(operator: type[ast.cmpop], right: ast.expr, context: Context) 
 
     def test(columns: Columns) -> Truth:
         there = columns.elements()
-        above, below = ~(wanted & ~there).any(axis=1), ~(there & ~wanted).any(axis=1)
+        above, below = ~_known(wanted & ~there), ~_known(there & ~wanted)
         true = {
             ast.Eq: above & below,
             ast.NotEq: ~(above & below),
@@ -276,10 +299,16 @@ def _element_sets(operator: type[ast.cmpop], right: ast.expr, context: Context) 
             ast.Gt: above & ~below,
             ast.Lt: below & ~above,
         }[operator]
-        known = there.any(axis=1)
+        known = _known(there)
         return Truth(true & known, ~true & known)
 
     return test
+
+
+def _known(masks: np.ndarray) -> np.ndarray:
+    """Whether any bit is set; `any` over rows of two takes ten times as long."""
+    found: np.ndarray = (masks[:, 0] | masks[:, 1]) != 0
+    return found
 
 
 def _number(node: ast.expr, context: Context) -> Number:

@@ -25,11 +25,13 @@ from alchemy.store import files
 from alchemy.store import filesystem as disk
 from alchemy.store.check import check
 from alchemy.store.columns import TABLES
+from alchemy.store.derived import is_derived
+from alchemy.store.ids import id_texts
 from alchemy.store.layout import BLOCK, USER_BLOCK, Image
 from alchemy.store.merge import Commits, commit_datasets, commits_in
 from alchemy.store.named import specs_in
 from alchemy.store.rows import Batch, PropertySpec
-from alchemy.store.schema import decode, encode, id_texts, row_count
+from alchemy.store.schema import decode, encode, row_count
 from alchemy.store.segment import Segment, inspect, offset_path, unpack_header
 
 if TYPE_CHECKING:
@@ -90,7 +92,7 @@ class Wreck(Segment):
 
     def good_rows(self, table: str) -> np.ndarray:
         """Mask of the rows of a table of which every byte is as it was written."""
-        paths = [p for p in self._index if p.split("/")[1] == table]
+        paths = [p for p in self._index if p.split("/")[1] == table and not is_derived(p)]
         good = np.ones(row_count(self, table), bool)
         needed = [c.name for c in TABLES[table].columns if c.since == "1.0" and c.kind != "atoms"]
         if any(f"/{table}/{name}" not in self._index for name in needed):

@@ -1,4 +1,4 @@
-"""Rows to columns and back: format 1.1 of the segments.
+"""Rows to columns and back: format 1.2 of the segments.
 
 `/<table>/<column>` holds one entry per row. Column kinds:
 plain   a number or fixed tensor per row
@@ -7,8 +7,9 @@ id      u1 [16]; 32 hex digits in Python, zeros when unset
 code    u4 into `/dict/<column>` (shared by the tables of a segment); 0xFFFFFFFF when the text is ''
 text    free text: u1 bytes `/<table>/<column>` cut by `/<table>/<column>_offset`
 atoms   `/<table>/atoms/<column>`, rows of all atoms one after another, cut by `/<table>/offset`
-Named arrays are those of `alchemy.store.named`. Format 1.0 lacks `/structures/canon_uid`, `/quantities`,
-conditions and extra arrays.
+Named arrays are those of `alchemy.store.named`, what is repeated to be searched quickly is in
+`alchemy.store.derived`. Format 1.0 lacks `/structures/canon_uid`, `/quantities`, conditions and extra arrays,
+1.1 all that is derived.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ import numpy as np
 
 from alchemy.errors import StoreError
 from alchemy.store.columns import TABLES, Column
+from alchemy.store.derived import of_labels
+from alchemy.store.ids import id_bytes, id_texts
 from alchemy.store.layout import Dataset
 from alchemy.store.named import decode_named, describe, encode_named
 from alchemy.store.rows import KNOWN, Batch
@@ -62,13 +65,6 @@ def fixed_strings(words: Sequence[str] | dict[str, int]) -> np.ndarray:
     return array.astype(np.dtype(f"S{size}", metadata={"h5py_encoding": "utf-8"}))
 
 
-def _ids(values: Sequence[str | None]) -> np.ndarray:
-    data = b"".join(bytes.fromhex(value or "0" * 32) for value in values)
-    if len(data) != 16 * len(values):
-        raise ValueError("uids and keys are 32 hex digits")
-    return np.frombuffer(data, "u1").reshape(-1, 16)
-
-
 def _offsets(lengths: Sequence[int]) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(lengths)]).astype("<i8")
 
@@ -81,7 +77,7 @@ def _join(arrays: Sequence[Any], dtype: str, tail: tuple[int, ...]) -> np.ndarra
 def _encode_column(table: str, column: Column, values: list[Any]) -> dict[str, Dataset]:
     path, rest = f"/{table}/{column.name}", (column.unit, column.description)
     if column.kind == "id":
-        return {path: Dataset(_ids(values), *rest)}
+        return {path: Dataset(id_bytes(values), *rest)}
     if column.kind == "text":
         blobs = [np.frombuffer(v.encode(errors="backslashreplace"), "u1") for v in values]
         offset = Dataset(_offsets([len(b) for b in blobs]), "1", f"where each {column.name} begins")
@@ -114,6 +110,9 @@ def encode(batch: Batch) -> dict[str, Dataset]:
             except (TypeError, ValueError, OverflowError, AttributeError) as error:
                 raise StoreError(f"{table}: {column.field}: {error}") from error
     datasets.update(_encode_named(batch))
+    if batch.labels:
+        arrays = (datasets[path].array for path in ("/labels/offset", "/labels/atoms/forces"))
+        datasets.update(of_labels(*arrays))  # type: ignore[arg-type]
     return {**datasets, **vocabulary.datasets()}
 
 
@@ -131,14 +130,6 @@ def _encode_named(batch: Batch) -> dict[str, Dataset]:
             names = sorted({name for row in rows for name in getattr(row, field)})
             used[field] = {name: specs[name] for name in names}
     return {**datasets, **describe(used)}
-
-
-def id_texts(array: np.ndarray) -> list[str]:
-    """32 hex digits per row of a u1 [n,16] array; '' for zeros."""
-    digits = array.tobytes().hex()
-    unset = "0" * 32
-    texts = [digits[i : i + 32] for i in range(0, len(digits), 32)]
-    return ["" if text == unset else text for text in texts]
 
 
 def words(segment: Segment, column: str) -> list[str]:

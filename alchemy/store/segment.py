@@ -21,6 +21,9 @@ from alchemy.store.layout import BLOCK, MAGIC, USER_BLOCK, crc32_blocks
 # read whole, and then verifying their sha256 costs next to nothing.
 READ_WHOLE = 1 << 22
 
+# Derived datasets that number rows of the whole file, of no use for a part of it.
+BY_PLACE = ("/uid_order", "/structure_row")
+
 
 def version_of(text: str) -> tuple[int, int]:
     major, _, minor = text.partition(".")
@@ -159,6 +162,8 @@ class Part(Segment):
         return self._whole.paths()
 
     def get(self, path: str) -> np.ndarray | None:
+        if path.endswith(BY_PLACE):
+            return None
         if path not in self._cache:
             array = self._whole.get(path)
             if array is None:

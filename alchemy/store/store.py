@@ -198,7 +198,7 @@ class Store:
         last = chosen[-1].hi if chosen else -1
         if beyond:
             raise _GapError(files.gap_message(self.directory, last, beyond))
-        self._open(chosen, [one.name for one in chosen])
+        self._open(chosen)
         return last
 
     def _view(self, as_of: int | None) -> Snapshot:
@@ -209,35 +209,33 @@ class Store:
             raise _GapError(files.gap_message(self.directory, last, beyond))
         if not -1 <= wanted <= last:
             raise StoreError(f"{self.path}: no commit {wanted}; the last one is {last}")
-        n_segments = sum(one.hi <= wanted for one in chosen)
-        self._open(chosen[:n_segments], [one.name for one in chosen])
-        if wanted != (chosen[n_segments - 1].hi if n_segments else -1):
-            return self._inside(chosen[n_segments], n_segments, wanted)
-        if n_segments < len(self._index.segments):
-            return Snapshot(self._index, n_segments)
+        whole = [one for one in chosen if one.hi <= wanted]
+        self._open(whole)
+        index = self._index.first(len(whole))
+        if wanted != (whole[-1].hi if whole else -1):  # the view ends inside a merged file
+            one = chosen[len(whole)]
+            part = Segment(self.fs, one.entry.path).between(one.lo, wanted)
+            return Snapshot(index.more([(f"{one.name} to {wanted}", part, wanted)]))
+        if len(whole) < len(self._index.segments):
+            return Snapshot(index)
         if self._tip is None or self._tip.last != wanted:
-            self._tip = Snapshot(self._index, n_segments)
+            self._tip = Snapshot(self._index)
         return self._tip
 
-    def _inside(self, one: files.Chosen, n_segments: int, wanted: int) -> Snapshot:
-        """A view that ends inside a merged file."""
-        index = Index()
-        for number in range(n_segments):
-            old = self._index
-            index.add(old.names[number], old.last[number], old.segments[number])
-        part = Segment(self.fs, one.entry.path).between(one.lo, wanted)
-        index.add(f"{one.name} to {wanted}", wanted, part)
-        return Snapshot(index, n_segments + 1)
-
-    def _open(self, wanted: Sequence[files.Chosen], names: Sequence[str]) -> None:
+    def _open(self, wanted: Sequence[files.Chosen]) -> None:
+        """Make the index begin with these files; those that are open stay so."""
+        names = [one.name for one in wanted]
         have = self._index.names
-        if have != list(names[: len(have)]):
+        if have[: len(names)] != names[: len(have)]:
             self._index, self._tip = Index(), None
+        found = []
         for one in wanted[len(self._index.names) :]:
             segment = Segment(self.fs, one.entry.path)
             if one.lo != one.entry.lo:
                 segment = segment.between(one.lo, one.hi)
-            self._index.add(one.name, one.hi, segment)
+            found.append((one.name, segment, one.hi))
+        if found:
+            self._index, self._tip = self._index.more(found), None
 
     def segments(self, as_of: int) -> list[Segment]:
         """The files of commits 0…as_of without an index of what is in them. Raises as `snapshot` does."""

@@ -10,7 +10,8 @@ import numpy as np
 
 from alchemy.errors import QueryError
 from alchemy.store.fields import FIELDS, STRUCTURE_FIELDS, View, fields_of, kinds_of, symbols
-from alchemy.store.query import Query, compile_query
+from alchemy.store.ids import id_texts, texts16
+from alchemy.store.query import Codes, Ids, Query, compile_query
 from alchemy.store.syntax import resolve
 from tace.wording import hint
 
@@ -34,6 +35,7 @@ class Table:
 
     columns: dict[str, np.ndarray | list[Any]]
     uids: list[str]
+    matched: int  # rows for which the expression is true, before `limit`
     notes: tuple[str, ...] = ()  # texts of the query that no row has
 
     def __len__(self) -> int:
@@ -71,14 +73,27 @@ def select(
     query, rows, order, names = _plan(expression, rows, columns, sort)
     view = View(snapshot, rows)
     chosen = np.flatnonzero(query.mask(view))
+    matched = len(chosen)
     if order is not None:
-        chosen = chosen[_order(view, order, chosen, descending=str(sort).startswith("-"))]
-    chosen = chosen[:limit]
+        chosen = chosen[_order(view.at(chosen), order, descending=str(sort).startswith("-"))]
+    shown = view.at(chosen[:limit])
     return Table(
-        {name: _values(view, name, chosen) for name in names or DEFAULT_COLUMNS[rows]},
-        view.uids(chosen),
-        tuple(_unknown_texts(view, query)),
+        {name: _values(shown, name) for name in names or DEFAULT_COLUMNS[rows]},
+        shown.uids(),
+        matched,
+        () if matched else tuple(_unknown_texts(view, query)),
     )
+
+
+def matching(snapshot: Snapshot, expression: str, *, rows: str) -> np.ndarray:
+    """Mask of the current rows for which the expression is true. Raises QueryError."""
+    query, rows, _, _ = _plan(expression, rows, None, None)
+    return query.mask(View(snapshot, rows))
+
+
+def count(snapshot: Snapshot, expression: str, *, rows: str) -> int:
+    """See `Snapshot.count`."""
+    return int(np.count_nonzero(matching(snapshot, expression, rows=rows)))
 
 
 def _plan(
@@ -97,9 +112,13 @@ def _plan(
 
 def _unknown_texts(view: View, query: Query) -> Iterator[str]:
     for name, text in sorted(query.texts):
-        known = view.codes(name).vocabulary
-        if text not in known and len(text) < 32:  # a uid that is not there says so itself
-            yield f"no row has {name} '{text}'; {hint(text, sorted(known)[:20], label='there are')}"
+        column = view.codes(name)
+        if isinstance(column, Ids):
+            if len(text) != 32:
+                yield f"{name} '{text}': all 32 hex digits are needed here; 'alchemy data show' takes fewer"
+        elif text not in column.vocabulary:
+            known = sorted(column.vocabulary)[:20]
+            yield f"no row has {name} '{text}'; {hint(text, known, label='there are')}"
 
 
 def explain(
@@ -120,33 +139,35 @@ def explain(
         "columns": list(names or DEFAULT_COLUMNS[rows]),
         "looked_at": view.n,
         "matched": len(matched),
-        "files": snapshot.rows_by_file(rows, view.raw, matched),
+        "files": snapshot.raw.rows_by_file(rows, view.raw, matched),
     }
 
 
-def _order(view: View, name: str, chosen: np.ndarray, *, descending: bool) -> np.ndarray:
-    """Stable order of the chosen rows, unset values last in both directions."""
-    kind = FIELDS[view.rows][name].kind
+def _order(view: View, name: str, *, descending: bool) -> np.ndarray:
+    """Stable order of the rows, unset values last in both directions."""
+    kind, values = FIELDS[view.rows][name].kind, view.load(name)
     if kind == "elements":
         raise QueryError("sort: elements have no order")
-    if kind in ("text", "formula"):
-        codes, vocabulary = view.codes(name)
-        rank = np.full(len(vocabulary) + 1, np.nan)  # the last one is for code −1
-        rank[[vocabulary[text] for text in sorted(vocabulary)]] = np.arange(len(vocabulary))
-        values = rank[codes[chosen]]
-    else:
-        values = view.numbers(name)[chosen]
+    if isinstance(values, Codes):
+        rank = np.full(len(values.vocabulary) + 1, np.nan)  # the last one is for code −1
+        rank[[values.vocabulary[text] for text in sorted(values.vocabulary)]] = np.arange(len(rank) - 1)
+        values = rank[values.codes]
+    elif isinstance(values, Ids):
+        ranks = np.unique(texts16(values.ids), return_inverse=True)[1]
+        values = np.where(values.unset(), np.nan, ranks)
     return np.argsort(-values if descending else values, kind="stable")
 
 
-def _values(view: View, name: str, chosen: np.ndarray) -> np.ndarray | list[Any]:
+def _values(view: View, name: str) -> np.ndarray | list[Any]:
     kind, values = FIELDS[view.rows][name].kind, view.load(name)
-    if kind in ("text", "formula"):
+    if isinstance(values, Codes):
         texts = [*values.vocabulary, None]  # code −1 is the last
-        return [texts[code] for code in values.codes[chosen].tolist()]
+        return [texts[code] for code in values.codes.tolist()]
+    if isinstance(values, Ids):
+        return [text or None for text in id_texts(values.ids)]
     if kind == "elements":
-        return [symbols(mask) for mask in values[chosen]]
-    numbers: np.ndarray = values[chosen]
+        return [symbols(mask) for mask in values]
+    numbers: np.ndarray = values
     if kind == "bool":
         return [None if value != value else bool(value) for value in numbers.tolist()]
     if kind == "integer" and not np.isnan(numbers).any():
