@@ -6,17 +6,17 @@ periodicity, total charge and spin multiplicity (`atoms.info['charge']`, `['mult
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from ase import Atoms
 
 GRID_PER_A = 1e8
+_CANON_PER_A = 1e3
 
 
 def snap(values: np.ndarray) -> np.ndarray:
@@ -31,12 +31,34 @@ def charge_and_multiplicity(atoms: Atoms) -> tuple[int, int]:
 
 def structure_uid(atoms: Atoms) -> str:
     """32 hex digits that change when, and only when, a label could."""
+    return _uid(atoms, _on_grid(atoms.positions).tobytes(), _on_grid(atoms.cell).tobytes())
+
+
+def structure_uids(frames: Sequence[Atoms]) -> list[str]:
+    """`structure_uid` of each, rounded together."""
+    if not frames:
+        return []
+    positions = _on_grid(np.concatenate([atoms.positions for atoms in frames])).tobytes()
+    cells = _on_grid(np.array([np.asarray(atoms.cell) for atoms in frames])).tobytes()
+    found, start = [], 0
+    for i, atoms in enumerate(frames):
+        end = start + 24 * len(atoms)
+        found.append(_uid(atoms, positions[start:end], cells[72 * i : 72 * i + 72]))
+        start = end
+    return found
+
+
+def _on_grid(values: np.ndarray) -> np.ndarray:
+    return np.rint(np.asarray(values, dtype=np.float64) * GRID_PER_A).astype("<i8")
+
+
+def _uid(atoms: Atoms, positions: bytes, cell: bytes) -> str:
     charge, multiplicity = charge_and_multiplicity(atoms)
     digest = hashlib.blake2b(b"alchemy-uid-1", digest_size=16)
-    digest.update(struct.pack("<i3?ii", len(atoms), *map(bool, atoms.pbc), charge, multiplicity))
+    digest.update(struct.pack("<i3?ii", len(atoms), *atoms.pbc.tolist(), charge, multiplicity))
     digest.update(np.asarray(atoms.numbers, dtype="u1").tobytes())
-    for array in (atoms.positions, np.asarray(atoms.cell)):
-        digest.update(np.rint(np.asarray(array, dtype=np.float64) * GRID_PER_A).astype("<i8").tobytes())
+    digest.update(positions)
+    digest.update(cell)
     return digest.hexdigest()
 
 
@@ -52,23 +74,65 @@ def canonical_uid(atoms: Atoms) -> str:
     For finding the same structure in files of fewer digits; best effort: two structures on different
     sides of a rounding edge differ, and so do rotated ones.
     """
-    numbers, positions = np.asarray(atoms.numbers), np.asarray(atoms.positions, np.float64)
-    cell, periodic = np.asarray(atoms.cell, np.float64), np.asarray(atoms.pbc, bool)
-    grid = 1e3
-    if periodic.any():
-        full = np.where((np.abs(cell).sum(1) > 0)[:, None], cell, np.eye(3))
-        with contextlib.suppress(np.linalg.LinAlgError):  # a flat cell has no images to choose from
-            steps = np.floor(positions @ np.linalg.inv(full) + 1e-6)
-            positions = positions - np.where(periodic, steps, 0.0) @ full
-    rounded = np.rint(positions * grid).astype("<i8")
-    order = np.lexsort((rounded[:, 2], rounded[:, 1], rounded[:, 0], numbers))
-    charge, multiplicity = charge_and_multiplicity(atoms)
-    digest = hashlib.blake2b(b"alchemy-canon-1", digest_size=16)
-    digest.update(struct.pack("<i3?ii", len(atoms), *periodic.tolist(), charge, multiplicity))
-    digest.update(numbers[order].astype("u1").tobytes())
-    digest.update((rounded - rounded[order[0]])[order].astype("<i8").tobytes())
-    digest.update(np.rint(cell * grid).astype("<i8").tobytes())
-    return digest.hexdigest()
+    return canonical_uids([atoms])[0]
+
+
+def canonical_uids(frames: Sequence[Atoms]) -> list[str]:
+    """`canonical_uid` of each; a thousand at once cost a fifth of a thousand calls."""
+    if not frames:
+        return []
+    sizes = np.array([len(atoms) for atoms in frames])
+    owner, ends = np.repeat(np.arange(len(frames)), sizes), np.cumsum(sizes)
+    numbers = np.concatenate([atoms.numbers for atoms in frames])
+    cells = np.array([np.asarray(atoms.cell, np.float64) for atoms in frames])
+    periodic = np.array([atoms.pbc for atoms in frames], bool)
+    wrapped = _wrapped(np.concatenate([atoms.positions for atoms in frames]), owner, cells, periodic)
+    rounded = np.rint(wrapped * _CANON_PER_A).astype("<i8")
+    order = np.lexsort((*_sort_keys(rounded), owner * 256 + numbers))
+    rounded, kinds = rounded[order], numbers[order].astype("u1").tobytes()
+    moved = (rounded - rounded[ends - sizes][owner]).tobytes()
+    boxes = np.rint(cells * _CANON_PER_A).astype("<i8")
+    found = []
+    for i, (atoms, end, size) in enumerate(zip(frames, ends.tolist(), sizes.tolist(), strict=True)):
+        charge, multiplicity = charge_and_multiplicity(atoms)
+        digest = hashlib.blake2b(b"alchemy-canon-1", digest_size=16)
+        digest.update(struct.pack("<i3?ii", size, *periodic[i].tolist(), charge, multiplicity))
+        digest.update(kinds[end - size : end])
+        digest.update(moved[24 * (end - size) : 24 * end])
+        digest.update(boxes[i].tobytes())
+        found.append(digest.hexdigest())
+    return found
+
+
+def _sort_keys(rounded: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Keys, last one first, that order by x, y and z; in one number where they fit, which sorts faster."""
+    above = rounded - rounded.min(axis=0)
+    if above.max() < 1 << 21:
+        return ((above[:, 0] << 42) | (above[:, 1] << 21) | above[:, 2],)
+    return rounded[:, 2], rounded[:, 1], rounded[:, 0]
+
+
+def _wrapped(
+    positions: np.ndarray, owner: np.ndarray, cells: np.ndarray, periodic: np.ndarray
+) -> np.ndarray:
+    """Positions in the cell along periodic vectors. Sums are written out: no result depends on its batch."""
+    full = np.where((np.abs(cells).sum(2) > 0)[:, :, None], cells, np.eye(3))
+    # a flat cell has no images to choose from
+    some = np.flatnonzero(periodic.any(axis=1) & (np.linalg.det(full) != 0))
+    inverse = np.zeros_like(full)
+    inverse[some] = np.linalg.inv(full[some])
+    chosen = np.isin(owner, some) if len(some) < len(cells) else np.ones(len(owner), bool)
+    x, own = positions[chosen], owner[chosen]
+    steps = np.floor(_times(x, inverse[own]) + 1e-6)
+    found = np.array(positions, np.float64)
+    found[chosen] = x - _times(np.where(periodic[own], steps, 0.0), full[own])
+    return found
+
+
+def _times(rows: np.ndarray, matrices: np.ndarray) -> np.ndarray:
+    x, y, z = (rows[:, i, None] * matrices[:, i] for i in range(3))
+    found: np.ndarray = x + y + z
+    return found
 
 
 def label_key(

@@ -12,7 +12,7 @@ from ase.constraints import FixAtoms
 from ase.data import chemical_symbols
 
 from alchemy.errors import StoreError
-from alchemy.identity import canonical_uid, charge_and_multiplicity, label_key, snap, structure_uid
+from alchemy.identity import canonical_uids, charge_and_multiplicity, label_key, snap, structure_uids
 from alchemy.store.named import rows_of_atoms
 from alchemy.store.rows import (
     CONDITIONS,
@@ -30,6 +30,7 @@ from tace.units import UnitError, parse_unit
 from tace.wording import hint
 
 MAX_ATOMIC_NUMBER = 118
+_ALPHABET = sorted(range(1, MAX_ATOMIC_NUMBER + 1), key=lambda z: str(chemical_symbols[z]))
 
 
 class Known(Protocol):
@@ -44,39 +45,78 @@ class Known(Protocol):
 
 def structure_row(atoms: Atoms) -> StructureRow:
     """Snap to the identity grid. Raises StoreError for atoms that cannot be stored."""
-    numbers = np.asarray(atoms.numbers)
-    if not len(atoms) or numbers.min() < 1 or numbers.max() > MAX_ATOMIC_NUMBER:
-        raise StoreError(f"structure {atoms.get_chemical_formula()!r}: needs atoms with Z in 1–118")
-    positions, cell = snap(atoms.positions), snap(np.asarray(atoms.cell))
-    if not (np.isfinite(positions).all() and np.isfinite(cell).all()):
-        raise StoreError(f"structure {atoms.get_chemical_formula()}: NaN or inf in its geometry")
-    charge, multiplicity = charge_and_multiplicity(atoms)
-    counts = np.bincount(numbers)
-    elements = np.zeros(2, "<u8")
-    for z in np.flatnonzero(counts).tolist():
-        elements[z >> 6] |= np.uint64(1 << (z & 63))
-    return StructureRow(
-        uid=structure_uid(atoms),
-        n_atoms=len(atoms),
-        numbers=numbers.astype("u1"),
-        positions=positions,
-        cell=cell,
-        pbc=np.asarray(atoms.pbc, "u1"),
-        charge=charge,
-        multiplicity=multiplicity,
-        elements=elements,
-        formula=_hill_formula(counts),
-        canon_uid=canonical_uid(atoms),
-        extra=_extra(atoms),
+    return structure_rows([atoms])[0]
+
+
+def structure_rows(frames: Sequence[Atoms]) -> list[StructureRow]:
+    """`structure_row` of each; together, as the steps of a single one cost more than its atoms."""
+    if not frames:
+        return []
+    sizes = [len(atoms) for atoms in frames]
+    ends = np.cumsum(sizes)
+    positions, cells = (
+        snap(np.concatenate([atoms.positions for atoms in frames])),
+        snap(np.array([np.asarray(atoms.cell) for atoms in frames])),
     )
+    numbers = np.concatenate([atoms.numbers for atoms in frames])
+    finite = np.isfinite(positions).all() and np.isfinite(cells).all()
+    if min(sizes) == 0 or numbers.min() < 1 or numbers.max() > MAX_ATOMIC_NUMBER or not finite:
+        raise _cannot_be_stored(frames)
+    pbc, kinds = np.array([atoms.pbc for atoms in frames], "u1"), numbers.astype("u1")
+    owner = np.repeat(np.arange(len(frames)), sizes)
+    width = MAX_ATOMIC_NUMBER + 1
+    counts = np.bincount(owner * width + numbers, minlength=len(frames) * width).reshape(-1, width)
+    bits = np.where(counts > 0, np.uint64(1) << np.arange(width, dtype=np.uint64) % np.uint64(64), 0)
+    bits = bits.astype(np.uint64)
+    elements = np.stack([bits[:, :64].sum(1), bits[:, 64:].sum(1)], axis=1).astype("<u8")
+    identities = zip(structure_uids(frames), canonical_uids(frames), _hill_formulas(counts), strict=True)
+    rows = []
+    for i, (atoms, end, own) in enumerate(zip(frames, ends.tolist(), identities, strict=True)):
+        charge, multiplicity = charge_and_multiplicity(atoms)
+        among = slice(end - sizes[i], end)
+        rows.append(
+            StructureRow(
+                uid=own[0],
+                n_atoms=sizes[i],
+                numbers=kinds[among],
+                positions=positions[among],
+                cell=cells[i],
+                pbc=pbc[i],
+                charge=charge,
+                multiplicity=multiplicity,
+                elements=elements[i],
+                formula=own[2],
+                canon_uid=own[1],
+                extra=_extra(atoms),
+            )
+        )
+    return rows
 
 
-def _hill_formula(counts: np.ndarray) -> str:
-    """Carbon, hydrogen, then the alphabet; ASE's own takes ten times as long."""
-    found = {chemical_symbols[z]: int(counts[z]) for z in np.flatnonzero(counts).tolist()}
-    first = [s for s in ("C", "H") if s in found] if "C" in found else []
-    order = first + sorted(found.keys() - set(first))
-    return "".join(s + (str(found[s]) if found[s] > 1 else "") for s in order)
+def _cannot_be_stored(frames: Sequence[Atoms]) -> StoreError:
+    for number, atoms in enumerate(frames):
+        who = f"structure {number} ({atoms.get_chemical_formula()})" if len(atoms) else f"structure {number}"
+        if not len(atoms) or atoms.numbers.min() < 1 or atoms.numbers.max() > MAX_ATOMIC_NUMBER:
+            return StoreError(f"{who}: needs atoms with Z in 1–118")
+        if not (np.isfinite(snap(atoms.positions)).all() and np.isfinite(np.asarray(atoms.cell)).all()):
+            return StoreError(f"{who}: NaN or inf in its geometry")
+    return StoreError("structures: NaN or inf in a cell")
+
+
+def _hill_formulas(counts: np.ndarray) -> list[str]:
+    """Carbon, hydrogen, then the alphabet; `counts` are of atomic numbers, [S,119]."""
+    found: list[list[str]] = [[] for _ in counts]
+    hill = [6, 1, *_ALPHABET]
+    rows, columns = np.nonzero(counts[:, hill])
+    numbers = counts[rows, np.array(hill)[columns]]
+    has_carbon = counts[:, 6] > 0
+    once = has_carbon[rows] == (columns < 2)  # C and H stand first with carbon, in the alphabet without
+    once |= np.isin(np.array(hill)[columns], (1, 6), invert=True)
+    cells = zip(rows[once].tolist(), columns[once].tolist(), numbers[once].tolist(), strict=True)
+    for row, column, number in cells:
+        symbol = chemical_symbols[hill[column]]
+        found[row].append(symbol if number == 1 else f"{symbol}{number}")
+    return ["".join(parts) for parts in found]
 
 
 def _extra(atoms: Atoms) -> dict[str, np.ndarray]:
@@ -108,7 +148,7 @@ def select_new(
 
     quantities: labels beyond `PROPERTIES` that the rows carry, unless the store has them already.
     """
-    rows = {row.uid: row for row in reversed([structure_row(atoms) for atoms in given["structures"]])}
+    rows = {row.uid: row for row in reversed(structure_rows(given["structures"]))}
     about = (row.structure_uid for name in ("labels", "predictions", "splits") for row in given[name])
     sizes = known.atom_counts({*rows, *about})
     structures = [row for row in reversed(rows.values()) if row.uid not in sizes]
