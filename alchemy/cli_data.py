@@ -84,18 +84,20 @@ def query(
     if only_explain:
         _explain(snapshot, expression, {"rows": rows, "columns": names, "sort": sort}, as_json=as_json)
         return
-    table = snapshot.select(expression, rows=rows, columns=names, sort=sort, limit=limit)
     if only_count:
-        say_json({"rows": len(table)}) if as_json else click.echo(len(table))
+        number = snapshot.count(expression, rows=rows)
+        number = number if limit is None else min(number, limit)
+        say_json({"rows": number}) if as_json else click.echo(number)
         return
+    shown = limit if limit is not None or as_json else SHOWN
+    table = snapshot.select(expression, rows=rows, columns=names, sort=sort, limit=shown)
     found = list(table.rows())
     if as_json:
         say_json(found)
         return
-    shown = found if limit else found[:SHOWN]
-    say_table(list(table.columns), [list(row.values()) for row in shown])
-    if len(shown) < len(found):
-        click.echo(f"… {len(found) - len(shown)} more of {len(found)}; --limit N shows N")
+    say_table(list(table.columns), [list(row.values()) for row in found])
+    if limit is None and len(found) < table.matched:
+        click.echo(f"… {table.matched - len(found)} more of {table.matched}; --limit N shows N")
     elif not found:
         click.echo("\n".join(["no row matches", *table.notes]))
 

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from alchemy.cli_paths import find_campaign, find_store, is_home
 from tace.cli_common import AS_JSON, SETTINGS, WHERE, key_places, say_json
 from tace.wording import count
-
-if TYPE_CHECKING:
-    pass
 
 FORMATS = ("extxyz", "ase-db", "parquet", "pymatgen")
 
@@ -84,6 +81,7 @@ def export_command(
 )
 @click.option("--index", default=":", metavar="SLICE", help="Frames to take, such as ::10.")
 @click.option("--part", metavar="NAME", help="Put the structures into train, test, …")
+@click.option("--skip-unconverged", is_flag=True, help="Leave out calculations that did not converge.")
 @AS_JSON
 def import_command(
     target: Path,
@@ -94,14 +92,16 @@ def import_command(
     heads: Sequence[str],
     index: str,
     part: str | None,
+    skip_unconverged: bool,
     as_json: bool,
 ) -> None:
     """Read labelled structures from FILEs into a store; a store that does not exist is made.
 
-    Whatever ASE reads: extended XYZ, ASE databases, vasprun.xml, OUTCAR, outputs of pw.x, … A label
-    that is there already is not read again. Without --key a label is looked for under REF_<name>,
-    then <name>. VASP's "energy" is the one extrapolated to zero smearing; --key
-    energy=free_energy takes the one that the forces belong to. ASE reads no output of CP2K.
+    Whatever ASE reads: extended XYZ, ASE databases, vasprun.xml, OUTCAR, outputs of pw.x, …; single
+    calculations of CP2K in orthorhombic cells. Outputs of VASP, Quantum ESPRESSO and CP2K that did not
+    converge are refused. A label that is there already is not read again. Without --key a label is
+    looked for under REF_<name>, then <name>. VASP's "energy" is the one extrapolated to zero
+    smearing; --key energy=free_energy takes the one that the forces belong to.
 
     \b
     Example:
@@ -118,7 +118,9 @@ def import_command(
     labels, conditions = key_places(keys)
     how = {"keys": labels, "inputs": conditions, "fidelity_key": fidelity_key}
     sources = [Source(path, fidelity=fidelity, index=index, **how) for path in files]  # type: ignore[arg-type]
-    found = import_files(Store(store), sources, part=part, levels=levels, extra=extra)
+    found = import_files(
+        Store(store), sources, part=part, levels=levels, extra=extra, skip_unconverged=skip_unconverged
+    )
     if as_json:
         own: dict[str, Any] = {**vars(found), "labels": dict(found.labels), "store": str(store)}
         say_json(own)
@@ -133,14 +135,14 @@ def import_command(
 def _target(path: Path) -> tuple[Path, list[str] | None]:
     """The store, and the levels that a campaign allows."""
     if path.suffix in (".h5", ".d"):
-        return (find_store(path) if path.exists() else _new_store(path)), None
+        return (find_store(path) if path.exists() else new_store(path)), None
     given = find_campaign(path)
     home = path if is_home(path) else given.home
     home.mkdir(parents=True, exist_ok=True)
     return home / "store.h5", list(given.campaign.fidelity_names)
 
 
-def _new_store(path: Path) -> Path:
+def new_store(path: Path) -> Path:
     from alchemy.errors import InputError
 
     if not path.resolve().parent.is_dir():

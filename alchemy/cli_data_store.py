@@ -197,10 +197,10 @@ def merge(target: Path, sources: tuple[Path, ...], as_json: bool) -> None:
     Example:
       alchemy data merge all.h5 mine/store.h5 theirs/store.h5
     """
-    from alchemy.cli_data_files import _new_store
+    from alchemy.cli_data_files import new_store
     from alchemy.store import Store, merge_into
 
-    store = Store(find_store(target) if target.exists() or target.suffix != ".h5" else _new_store(target))
+    store = Store(find_store(target) if target.exists() or target.suffix != ".h5" else new_store(target))
     views = [(path, Store(find_store(path)).snapshot()) for path in sources]
     results = [(path, merge_into(store, view)) for path, view in views]
     if as_json:

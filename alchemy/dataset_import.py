@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from ase.io.formats import string2index
 
+from alchemy import dataset_outputs
 from alchemy.conditions import conditions_of
 from alchemy.errors import InputError, StructureError
 from alchemy.identity import imported_fingerprint, label_key, structure_uid
@@ -23,7 +25,7 @@ from tace.errors import TaceError
 from tace.keys import Key
 from tace.quantities import Quantity
 from tace.readers import Source, read_labelled
-from tace.wording import hint
+from tace.wording import count, hint
 
 _AT_ONCE = 2000  # frames of a commit
 
@@ -46,6 +48,7 @@ def import_files(
     part: str | None = None,
     levels: Sequence[str] | None = None,
     extra: Mapping[str, Quantity] | None = None,
+    skip_unconverged: bool = False,
 ) -> Imported:
     """Read every source completely, then append; a mistake in one leaves the store as it was.
 
@@ -53,19 +56,20 @@ def import_files(
         part: split of the structures (train, test, …); else `info['split']` where a frame has it.
         levels: fidelities that may be named, of a campaign; None allows any.
         extra: labels of heads, by name.
+        skip_unconverged: leave out calculations that did not converge instead of refusing them.
 
     Raises:
-        InputError: no level of theory, one that the campaign does not have, or a value that cannot be right.
+        InputError: no level of theory, one that the campaign does not have, a calculation that did not
+            converge, or a value that cannot be right.
         StoreError: rows that do not fit the store.
     """
     result = Imported()
     read: list[tuple[Source, list[Labelled]]] = []
     for source in sources:
         try:
-            frames, notes = read_labelled(source, extra)
+            frames = _frames(source, extra, result, skip=skip_unconverged)
         except TaceError as error:
-            raise InputError(f"{error}{_advice(Path(source.path))}") from error
-        result.notes += notes
+            raise InputError(str(error)) from error
         for frame in frames:
             _check_level(frame, levels)
         read.append((source, frames))
@@ -76,19 +80,37 @@ def import_files(
     return result
 
 
-def _advice(path: Path) -> str:
-    """What to do about a file that ASE does not read."""
+def _frames(
+    source: Source, extra: Mapping[str, Quantity] | None, result: Imported, *, skip: bool
+) -> list[Labelled]:
+    """The labelled frames of a file; those that did not converge are refused, or left out with a note."""
+    path, given = Path(source.path), None
+    program = dataset_outputs.program_of(path)
+    if program == "cp2k":
+        atoms, good = dataset_outputs.read_cp2k(path)
+        verdicts, given = [good], [(atoms, f"{path}, frame 0")]
+    else:
+        verdicts = dataset_outputs.converged(path, program)
+    among = verdicts and _chosen(source, len(verdicts))
+    bad = {n for n in among if not verdicts[n]}
+    if bad and not skip:
+        raise dataset_outputs.refusal(path, sorted(bad))
+    if bad:
+        result.notes.append(f"{path}: left out: {count(len(bad), 'frame')} that did not converge")
+    if bad == set(among) and bad:
+        return []
+    frames, notes = read_labelled(source, extra, frames=given)
+    result.notes += notes
+    return [frame for frame in frames if frame.name not in {f"{path}, frame {n}" for n in bad}]
+
+
+def _chosen(source: Source, n: int) -> Sequence[int]:
+    """Numbers of the frames that the index takes; `read_labelled` says what is wrong with one."""
     try:
-        with path.open("rb") as file:
-            is_cp2k = b"CP2K|" in file.read(1 << 16)
-    except OSError:
-        return ""
-    return (
-        "; ASE does not read outputs of CP2K: make an extended XYZ of its trajectory and forces "
-        "(-pos-1.xyz, -frc-1.xyz) and give their keys and units"
-        if is_cp2k
-        else ""
-    )
+        index = string2index(source.index)
+        return range(n)[index] if isinstance(index, slice) else [range(n)[int(index)]]
+    except (ValueError, IndexError):
+        return []
 
 
 def _check_level(frame: Labelled, levels: Sequence[str] | None) -> None:

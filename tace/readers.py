@@ -185,10 +185,16 @@ def read_dataset(
 
 
 def read_labelled(
-    source: Source, extra: Mapping[str, Quantity] | None = None
+    source: Source,
+    extra: Mapping[str, Quantity] | None = None,
+    *,
+    frames: Sequence[tuple[Atoms, str]] | None = None,
 ) -> tuple[list[Labelled], list[str]]:
-    """Every frame of one file, single atoms, test frames and unlabelled ones too; notes. Raises DataError."""
-    frames, notes = _numbered(Path(source.path), source.index), list[str]()
+    """Every frame of one file, single atoms, test frames and unlabelled ones too; notes. Raises DataError.
+
+    frames: with their names, of a file that ASE does not read.
+    """
+    frames, notes = list(frames or _numbered(Path(source.path), source.index)), list[str]()
     keyed = source.fidelity is None and any("fidelity" in atoms.info for atoms, _ in frames)
     return _from_file(source, frames, extra or {}, notes, keyed=keyed), notes
 

@@ -166,13 +166,6 @@ def test_a_run_of_vasp_is_imported_with_the_energy_that_is_asked_for(run, tmp_pa
     )
 
 
-def test_an_output_of_cp2k_is_refused_with_a_way_out(run, tmp_path):
-    (tmp_path / "cp2k.out").write_text("CP2K| version string: CP2K version 2024.1\n")
-    code, _, err = run("data", "import", tmp_path / "v.h5", tmp_path / "cp2k.out", "--fidelity", "pbe")
-    assert (code, "ASE does not read outputs of CP2K: make an extended XYZ" in err) == (2, True)
-    assert not (tmp_path / "v.h5.d").exists()
-
-
 def test_pymatgen_reads_what_is_exported_for_it(run, tmp_path):
     from pymatgen.core import Molecule, Structure
 
