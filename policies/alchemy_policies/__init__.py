@@ -18,11 +18,15 @@ from .base import (
 )
 from .calibration import Calibration, ElementCalibration, fit_calibration, worst_decile
 from .guards import Guards
+from .hopping import BasinHopping
 from .md import MolecularDynamics
+from .recipes import Recipe
+from .reico import Reico
 from .selectors import CalibratedError, Random
 from .stops import FreshForceRmse, LabelCount, Rounds, WallTime
 
 __all__ = [
+    "BasinHopping",
     "CalibratedError",
     "Calibration",
     "Candidate",
@@ -38,6 +42,8 @@ __all__ = [
     "PolicyError",
     "Pool",
     "Random",
+    "Recipe",
+    "Reico",
     "RoundFacts",
     "Rounds",
     "Selector",

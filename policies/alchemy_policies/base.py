@@ -66,7 +66,7 @@ class Candidate:
 @dataclass(frozen=True)
 class WalkerReport:
     walker: int
-    start_index: int
+    start_index: int  # −1: the structure is the explorer's own
     temperature_K: float
     steps: int
     outcome: str  # 'finished' | 'label-stop' | 'abort' | a guard's code
@@ -83,7 +83,11 @@ class Exploration:
 
 
 class Explorer(Protocol):
-    """Start structures in, candidates out; same rng, same answer; the starts stay as they are."""
+    """Start structures in, candidates out; same rng, same answer; the starts stay as they are.
+
+    A class that makes structures of its own says `grows = True`: its walkers may report the start index −1,
+    and its candidates may have more atoms than their start, after those of it.
+    """
 
     def __call__(
         self,

@@ -115,8 +115,9 @@ class ToyCommittee:
     """Members that pull every atom to its start with slightly different springs: a session factory.
 
     The spread grows with the distance from the start. Anything that walks will trip a threshold
-    if it is low enough, and nothing explodes. Where a cell changes, the springs' ends are strained with it,
-    and its volume has a spring of its own, ½ B V₀ (V/V₀ − 1)².
+    if it is low enough, and nothing explodes. Of a structure with another number of atoms, which an
+    explorer made up, each atom is pulled to a place near where it is first seen. Where a cell changes,
+    the springs' ends are strained with it, and its volume has a spring of its own, ½ B V₀ (V/V₀ − 1)².
     """
 
     homes: dict[int, np.ndarray]  # by number of atoms, which must differ between the starts
@@ -134,13 +135,20 @@ class ToyCommittee:
         return cls(homes, cells={len(atoms): atoms.cell.array.copy() for atoms in starts})
 
     def __call__(self, frames: Sequence[Atoms]) -> Session:
-        return _ToySession(self, np.array([len(atoms) for atoms in frames]))
+        homes = [self.homes.get(len(atoms), _nearby(atoms)) for atoms in frames]
+        return _ToySession(self, np.array([len(atoms) for atoms in frames]), homes)
+
+
+def _nearby(atoms: Atoms) -> np.ndarray:
+    """Half an Å away at most; where to depends on the place alone."""
+    return np.asarray(atoms.positions + 0.5 * np.sin(3.0 * atoms.positions))
 
 
 @dataclass(frozen=True)
 class _ToySession:
     toy: ToyCommittee
     sizes: np.ndarray  # [S]
+    ends: list[np.ndarray]  # of the springs, [A,3] of each frame
 
     def __call__(
         self,
@@ -153,7 +161,7 @@ class _ToySession:
         toy, sizes = self.toy, self.sizes
         homes, energies, stresses = [], np.zeros(len(sizes)), np.zeros((len(sizes), 6))
         for n, size in enumerate(sizes):
-            home = toy.homes[size]
+            home = self.ends[n]
             if cells_A is not None:
                 strain = np.linalg.solve(toy.cells[size], cells_A[n])
                 home = home @ strain
@@ -196,17 +204,19 @@ def check_explorer(make_explorer: MakeExplorer, *, starts: Sequence[Atoms] | Non
         "every walker reports once",
     )
     _law(found.force_calls >= 0, "force calls are counted")
+    grows = getattr(make_explorer(), "grows", False)
+    known = range(-1 if grows else 0, len(starts))
+    _law(all(report.start_index in known for report in found.walkers), "a walker names its start")
     start_of = {report.walker: report.start_index for report in found.walkers}
     for candidate in found.candidates:
         _law(candidate.walker in start_of, "a candidate comes from a walker that reports")
-        start = starts[start_of[candidate.walker]]
-        atoms = candidate.atoms
+        index, atoms = start_of[candidate.walker], candidate.atoms
         _law(
             bool(np.isfinite(atoms.positions).all()),
             "a candidate has a position that is not finite",
         )
-        _law(bool((atoms.numbers == start.numbers).all()), "a candidate lost or swapped atoms")
-        _law(bool((atoms.pbc == start.pbc).all()), "a candidate has other periodic boundaries")
+        if index >= 0:
+            _check_kept(atoms, starts[index], grows=grows)
         _law(bool(np.isfinite(atoms.cell.array).all()), "a candidate has a cell that is not finite")
         _law(
             atoms.calc is None and not atoms.constraints,
@@ -220,6 +230,14 @@ def check_explorer(make_explorer: MakeExplorer, *, starts: Sequence[Atoms] | Non
     )
 
 
+def _check_kept(atoms: Atoms, start: Atoms, *, grows: bool) -> None:
+    """An explorer whose class says `grows = True` may add atoms after those of its start."""
+    kept = len(atoms) >= len(start) if grows else len(atoms) == len(start)
+    kept = kept and bool((atoms.numbers[: len(start)] == start.numbers).all())
+    _law(kept, "a candidate lost or swapped atoms")
+    _law(bool((atoms.pbc == start.pbc).all()), "a candidate has other periodic boundaries")
+
+
 def _explore(make_explorer: MakeExplorer, starts: Sequence[Atoms]) -> Exploration:
     factory = ToyCommittee.around(starts)
     return make_explorer()(starts, factory, Calibration.uncalibrated(), np.random.default_rng(3))
@@ -229,7 +247,9 @@ def _same(one: Exploration, other: Exploration) -> bool:
     facts = [[(c.walker, c.step, c.reason) for c in e.candidates] for e in (one, other)]
     if facts[0] != facts[1] or one.force_calls != other.force_calls:
         return False
-    pairs = zip(one.candidates, other.candidates, strict=True)
+    pairs = list(zip(one.candidates, other.candidates, strict=True))
+    if any(a.atoms != b.atoms for a, b in pairs):  # also of numbers and cells
+        return False
     return all(bool((a.atoms.positions == b.atoms.positions).all()) for a, b in pairs)
 
 
