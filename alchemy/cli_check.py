@@ -60,20 +60,19 @@ def _files(campaign: Campaign) -> Iterator[tuple[Path, str]]:
     for sample in (*campaign.start, *campaign.test):
         yield from _sources(sample)
     for item in campaign.explore:
-        if item.md is not None and isinstance(item.md.structures, Path):
-            yield item.md.structures, ":"
+        if item.plugin is None and isinstance(item.block.structures, Path):
+            yield item.block.structures, ":"
 
 
 def _sources(sample: Sample) -> Iterator[tuple[Path, str]]:
     if sample.files is not None:
         yield from ((path, sample.files.index) for path in sample.files.paths)
-    else:
-        source = sample.rattle or sample.md
-        assert source is not None
-        yield source.structures, ":"
+    elif getattr(sample.source, "structures", None) is not None:
+        yield sample.source.structures, ":"
 
 
 def _read_structures(campaign: Campaign, findings: Findings) -> list[Atoms]:
+    from alchemy.builders.preview import summary
     from alchemy.generate import read_structures
 
     frames: list[Atoms] = []
@@ -84,15 +83,8 @@ def _read_structures(campaign: Campaign, findings: Findings) -> list[Atoms]:
             findings.blame(error)
             continue
         frames += found
-        findings.structures.append(
-            {
-                "path": str(path),
-                "frames": len(found),
-                "atoms": [min(map(len, found)), max(map(len, found))],
-                "elements": sorted({s for a in found for s in a.get_chemical_symbols()}),
-                "periodic": any(bool(a.pbc.any()) for a in found),
-            }
-        )
+        findings.structures.append({"path": str(path), **summary(found)})
+    frames += _build_structures(campaign, findings)
     wires = [a for a in frames if int(a.pbc.sum()) == 1]
     if wires and campaign.model.les:
         findings.blame(
@@ -104,8 +96,30 @@ def _read_structures(campaign: Campaign, findings: Findings) -> list[Atoms]:
     return frames
 
 
+def _build_structures(campaign: Campaign, findings: Findings) -> list[Atoms]:
+    """What is made from descriptions, as far as no labeler is needed; of random ones a few."""
+    from alchemy.builders.build import BUILDERS
+    from alchemy.builders.preview import preview
+
+    frames: list[Atoms] = []
+    for block in ("start", "test"):
+        for number, sample in enumerate(getattr(campaign, block)):
+            if sample.kind not in BUILDERS:
+                continue
+            try:
+                found, shown = preview(campaign, sample)
+            except AlchemyError as error:
+                findings.blame(error, f"{block}[{number}].")
+                continue
+            frames += found
+            if found:
+                findings.structures.append({"path": f"{block}[{number}].{sample.kind}", **shown})
+    return frames
+
+
 def _volumes_for_npt(campaign: Campaign, findings: Findings) -> None:
     """A file must hold nothing but periodic structures; of the training set those that are will be taken."""
+    from alchemy.builders.build import BUILDERS
     from alchemy.generate import read_structures
 
     for number, item in enumerate(campaign.explore):
@@ -115,7 +129,9 @@ def _volumes_for_npt(campaign: Campaign, findings: Findings) -> None:
         if isinstance(named, Path):
             files = [(named, ":")]
         else:
-            asked = (s for s in campaign.start if campaign.target in s.label)
+            asked = [s for s in campaign.start if campaign.target in s.label]
+            if any(s.kind in BUILDERS for s in asked):
+                continue  # most of them are periodic; a round says what it finds
             files = [file for sample in asked for file in _sources(sample)]
         frames = [
             atoms
@@ -174,7 +190,8 @@ def print_findings(findings: Findings, file: Path, *, err: bool) -> None:
         least, most = entry["atoms"]
         size = f"{least} atoms" if least == most else f"{least} to {most} atoms"
         kind = "periodic" if entry["periodic"] else "not periodic"
-        what = f"{count(entry['frames'], 'structure')} of {size}"
+        some = "for example " if entry.get("preview") else ""
+        what = f"{some}{count(entry['frames'], 'structure')} of {size}"
         click.echo(
             f"{entry['path']}: {what} ({' '.join(entry['elements'])}), {kind}",
             err=err,

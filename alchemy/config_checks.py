@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alchemy.config_samples import ExploreMd, Files, Rattle, Sample, SampleMd
+from alchemy.config_structure_checks import problems_of_block, reico_warnings
 from tace.documents import Loc, Problem
 from tace.wording import hint
 
@@ -53,7 +54,7 @@ def warnings_of(campaign: Campaign) -> list[str]:
         )
     if campaign.select.random == 0:
         found.append("select.random: 0; then no error estimate is free of selection bias")
-    return found
+    return found + reico_warnings(campaign)
 
 
 def _fidelity_flags(campaign: Campaign) -> Iterator[Problem]:
@@ -109,8 +110,9 @@ def _sample(campaign: Campaign, sample: Sample, loc: Loc) -> Iterator[Problem]:
     if isinstance(source, Files):
         for number, path in enumerate(source.paths):
             yield from _no_file(campaign, path, (*here, "paths", number))
-    else:
+    elif getattr(source, "structures", None) is not None:
         yield from _no_file(campaign, source.structures, (*here, "structures"))
+    yield from problems_of_block(campaign, source, here)
     if isinstance(source, Rattle) and source.relax_with is not None:
         yield from _unknown(campaign, source.relax_with, (*here, "relax_with"))
     if isinstance(source, SampleMd):
@@ -118,15 +120,20 @@ def _sample(campaign: Campaign, sample: Sample, loc: Loc) -> Iterator[Problem]:
         yield from _too_short(source, here)
     for name, count in sample.label.items():
         yield from _unknown(campaign, name, (*loc, "label", name))
-        if not isinstance(source, Files) and count != "all" and count > source.count:
+        if sample.most is not None and count != "all" and count > sample.most:
             yield Problem(
                 (*loc, "label", name),
-                f"found {count}, but the item makes {source.count} structures; write 'all' or less",
+                f"found {count}, but the item makes {sample.most} structures; write 'all' or less",
             )
 
 
 def _explorers(campaign: Campaign) -> Iterator[Problem]:
     for number, item in enumerate(campaign.explore):
+        if item.plugin is None and item.md is None:
+            loc = ("explore", number, item.kind)
+            if isinstance(item.block.structures, Path):
+                yield from _no_file(campaign, item.block.structures, (*loc, "structures"))
+            yield from problems_of_block(campaign, item.block, loc)
         if item.md is None:
             continue
         loc = ("explore", number, "md")

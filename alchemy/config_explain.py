@@ -74,9 +74,9 @@ def _entry(key: str, value: Any, kind: Kind | None, note: str, indent: str) -> I
 def _item(item: BaseModel, indent: str) -> Iterator[str]:
     if isinstance(item, Explore) and item.plugin is not None:
         lines = iter([f"{indent}  {_text(item.plugin)}: {_flow(item.options, None)}"])
-    elif isinstance(item, Explore) and item.md is not None:
-        note = Explore.model_fields["md"].description or ""
-        lines = _entry("md", item.md, None, note, indent + "  ")
+    elif isinstance(item, Explore):
+        note = Explore.model_fields[item.kind].description or ""
+        lines = _entry(item.kind, item.block, None, note, indent + "  ")
     else:
         lines = _block(item, indent + "  ")
     first = next(lines)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BeforeValidator,
@@ -30,10 +30,24 @@ from alchemy.config_fields import (
     installed,
     wrong,
 )
-from alchemy.quantities import Length, Pressure, Temperature, Time
+from alchemy.config_structures import (
+    BLOCKS,
+    Bulk,
+    ExploreReico,
+    Hops,
+    SampleHopping,
+    SampleReico,
+    Slab,
+    Smiles,
+    Strain,
+    Substitute,
+    Vacancy,
+)
+from alchemy.quantities import Force, Length, Pressure, Temperature, Time
 from tace.wording import describe, hint
 
-SAMPLE_KINDS = ("files", "rattle", "md")
+SAMPLE_KINDS = ("files", "rattle", "md", *BLOCKS)
+EXPLORERS = ("md", "reico", "basin_hopping")  # those with a block of their own
 Temperatures = Annotated[tuple[Temperature, ...], Field(min_length=1)]
 
 _INDEX = r"^(-?\d+|(-?\d*)(:-?\d*){1,2})$"
@@ -111,6 +125,14 @@ class Sample(Block):
     files: Files | None = Field(default=None, description="Structures from files")
     rattle: Rattle | None = Field(default=None, description="Displaced copies of structures")
     md: SampleMd | None = Field(default=None, description="Molecular dynamics with a labeler")
+    reico: SampleReico | None = Field(default=None, description="Random structures of all elements")
+    smiles: Smiles | None = Field(default=None, description="Conformers of molecules")
+    bulk: Bulk | None = Field(default=None, description="A crystal by formula and prototype")
+    slab: Slab | None = Field(default=None, description="Slabs by facet, bare or with adsorbates")
+    substitute: Substitute | None = Field(default=None, description="Copies with other elements")
+    vacancy: Vacancy | None = Field(default=None, description="Copies without some atoms")
+    strain: Strain | None = Field(default=None, description="Copies at evenly spaced strains")
+    basin_hopping: SampleHopping | None = Field(default=None, description="Minima found by random hops")
     label: Labels = Field(description="How many to label with which fidelity, or all of them")
 
     model_config = ConfigDict(json_schema_extra=lambda schema: _one_source_schema(schema))
@@ -132,12 +154,21 @@ class Sample(Block):
         return data
 
     @property
-    def kind(self) -> Literal["files", "rattle", "md"]:
-        return "files" if self.files else "rattle" if self.rattle else "md"
+    def kind(self) -> str:
+        return next(kind for kind in SAMPLE_KINDS if getattr(self, kind) is not None)
 
     @property
-    def source(self) -> Files | Rattle | SampleMd:
-        return self.files or self.rattle or cast(SampleMd, self.md)
+    def source(self) -> Any:
+        """The block of the kind."""
+        return getattr(self, self.kind)
+
+    @property
+    def most(self) -> int | None:
+        """Structures that the item makes, at most; None where that shows only when they are made."""
+        source = self.source
+        if isinstance(source, Files):
+            return None
+        return int(source.count) if isinstance(source, Rattle | SampleMd) else source.most
 
 
 def _not_null(schema: dict[str, Any]) -> dict[str, Any]:
@@ -202,10 +233,24 @@ class ExploreMd(Block):
     )
 
 
+class ExploreHopping(Hops):
+    """Basin hopping with the committee: minima of the potential, wherever they are."""
+
+    structures: Structures = Field(
+        default="start", description="'start' (structures of the start block) or a structure file"
+    )
+    abort_above_eV_per_A: Force = Field(
+        default=1.0, alias="abort_above", description="Expected error at which an optimisation ends"
+    )
+    batch_atoms: Count = Field(default=1024, description="Atoms side by side. Changes no result")
+
+
 class Explore(Block):
     """An item of `explore`: one explorer by its plug-in name, with its options."""
 
     md: ExploreMd | None = Field(default=None, description="Molecular dynamics with the committee")
+    reico: ExploreReico | None = Field(default=None, description="Random structures of all elements")
+    basin_hopping: ExploreHopping | None = Field(default=None, description="Minima found by random hops")
     plugin: str | None = Field(default=None, description="Name of another package's explorer")
     options: dict[str, Any] = Field(default_factory=dict, description="What it was given")
 
@@ -216,7 +261,7 @@ class Explore(Block):
     def _is_one_explorer(cls, data: object) -> object:
         if not isinstance(data, Mapping):
             return data
-        known = tuple(sorted({"md", *installed("explorers")}))
+        known = tuple(sorted({*EXPLORERS, *installed("explorers")}))
         if len(data) != 1:
             raise wrong(
                 f"found {' and '.join(map(str, data)) or 'an empty mapping'}; each '- ' item is "
@@ -225,17 +270,22 @@ class Explore(Block):
         kind, options = next(iter(data.items()))
         if kind not in known:
             raise wrong(f"found '{kind}', no such explorer; {hint(kind, known)}")
-        if options is None and kind == "md":
+        if options is None and kind in EXPLORERS:
             raise wrong(f"found nothing under '{kind}'; indent its keys below it")
-        if kind == "md":
-            return {"md": options}
+        if kind in EXPLORERS:
+            return {kind: options}
         return {"plugin": kind, "options": {} if options is None else options}
 
     @property
     def kind(self) -> str:
-        return self.plugin or "md"
+        return self.plugin or next(kind for kind in EXPLORERS if getattr(self, kind) is not None)
+
+    @property
+    def block(self) -> Any:
+        """The block of the kind; None of a plug-in, which has options."""
+        return None if self.plugin else getattr(self, self.kind)
 
 
 def _explorer_schema(schema: dict[str, Any]) -> None:
-    schema["properties"] = {"md": _not_null(schema["properties"]["md"])}
+    schema["properties"] = {kind: _not_null(schema["properties"][kind]) for kind in EXPLORERS}
     schema.update(additionalProperties={"type": "object"}, minProperties=1, maxProperties=1)

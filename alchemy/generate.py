@@ -1,4 +1,4 @@
-"""Structures for the time before there is a model: from files, rattled, or from a labeler's own dynamics."""
+"""Structures for the time before there is a model: read, rattled, built, or from a labeler's dynamics."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ from ase.io import read
 from ase.md.langevin import Langevin
 from ase.optimize import FIRE
 
+from .builders.build import BUILDERS, Material, build
 from .errors import StructureError
 from .gate import Gate
+from .labeler_forces import LabelerForces
 from .labelers.base import Labeler, LabelFailureError, make_labeler
 
 RELAXED_EV_PER_A = 0.02
@@ -59,7 +61,7 @@ def make_structures(request: dict[str, Any]) -> list[Atoms]:
     """Structures of one `start` or `test` item.
 
     Args:
-        request: kind ('files', 'rattle', 'md'), source (the item's settings), base_dir, elements,
+        request: kind (a key of `Sample`), source (the item's settings), base_dir, elements,
             labelers (name and options by fidelity), seed, scratch.
 
     Raises:
@@ -74,9 +76,11 @@ def make_structures(request: dict[str, Any]) -> list[Atoms]:
             for path in source["paths"]
             for a in read_structures(base / path, source["index"], request["elements"])
         ]
-    starts = read_structures(base / source["structures"], ":", request["elements"])
     scratch = _scratch(request)
     try:
+        if request["kind"] in BUILDERS:
+            return _built(request, scratch, rng=rng)
+        starts = read_structures(base / source["structures"], ":", request["elements"])
         if request["kind"] == "rattle":
             relaxing = source["relax_with"]
             calculator = _labeler(request, relaxing, scratch) if relaxing else None
@@ -87,6 +91,20 @@ def make_structures(request: dict[str, Any]) -> list[Atoms]:
         raise StructureError(f"making start structures failed: {error}") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _built(request: dict[str, Any], scratch: Path, *, rng: np.random.Generator) -> list[Atoms]:
+    base = Path(request["base_dir"])
+
+    def read_file(path: str) -> list[Atoms]:
+        return read_structures(base / path, ":", request["elements"])
+
+    def forces(fidelity: str) -> LabelerForces:
+        return LabelerForces(_labeler(request, fidelity, scratch))
+
+    return build(
+        request["kind"], Material(request["source"], rng, read_file, forces), request["elements"]
+    )
 
 
 def read_structures(path: Path, index: str, elements: Sequence[str]) -> list[Atoms]:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
+from ase.constraints import FixAtoms
 
 from alchemy.errors import StoreDamagedError
 from alchemy.identity import charge_and_multiplicity
@@ -85,8 +86,18 @@ def atoms_to_document(atoms: Atoms) -> dict[str, Any]:
     }
 
 
+def frame_to_document(atoms: Atoms) -> dict[str, Any]:
+    """The same with what holds atoms in place, of which no label depends: for walks, and for the store."""
+    document = atoms_to_document(atoms)
+    fixed = set(np.flatnonzero(atoms.arrays.get("fixed", np.zeros(0))).tolist())
+    for constraint in atoms.constraints:
+        if isinstance(constraint, FixAtoms):
+            fixed |= {int(n) for n in constraint.index}
+    return {**document, "fixed": sorted(fixed)} if fixed else document
+
+
 def atoms_from_document(document: Mapping[str, Any]) -> Atoms:
-    """The inverse of `atoms_to_document`."""
+    """The inverse of `atoms_to_document` and of `frame_to_document`."""
     atoms = Atoms(
         numbers=document["numbers"],
         positions=np.asarray(document["positions_A"], dtype=np.float64).reshape(-1, 3),
@@ -96,6 +107,8 @@ def atoms_from_document(document: Mapping[str, Any]) -> Atoms:
     for name in ("charge", "multiplicity"):
         if document[name]:
             atoms.info[name] = int(document[name])
+    if document.get("fixed"):
+        atoms.set_constraint(FixAtoms(document["fixed"]))
     return atoms
 
 

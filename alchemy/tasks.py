@@ -20,6 +20,7 @@ from .records import (
     atoms_from_document,
     atoms_to_document,
     finite_or_none,
+    frame_to_document,
     read_json,
     write_json_atomic,
 )
@@ -64,7 +65,7 @@ def generate(request: dict[str, Any]) -> dict[str, Any]:
         from .generate import make_structures
 
         frames = make_structures(request)
-        write_json_atomic(out, [atoms_to_document(a) for a in frames])
+        write_json_atomic(out, [frame_to_document(a) for a in frames])
     return {"out": str(out)}
 
 

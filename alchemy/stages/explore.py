@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +11,17 @@ from alchemy_policies.calibration import Calibration
 from ase import Atoms
 
 from .. import tasks
-from ..config_samples import ExploreMd
+from ..config_samples import Explore
 from ..datasets import TEST, TRAIN
 from ..errors import InputError
 from ..generate import read_structures
 from ..identity import structure_uid
-from ..records import atoms_from_document, atoms_to_document
+from ..records import atoms_from_document, frame_to_document
 from ..state import RoundState
 from ..store import EventRow, PredictionRow, Snapshot
 from .context import Context
+from .downhill import downhill_conditions
+from .watch import watch_random
 
 # fields of the campaign's block that are options of the explorer by the same name
 _AS_THEY_ARE = (
@@ -33,13 +35,13 @@ def explore(context: Context, state: RoundState, calibration: Calibration) -> di
     snapshot = context.store.snapshot()
     requests: list[dict[str, Any]] = []
     for n, item in enumerate(context.campaign.explore):
-        starts = _starts(context, snapshot, item.md)
+        starts = _starts(context, snapshot, item)
         for options in _conditions(context, item):
             requests.append(
                 {
                     "explorer": item.kind,
                     "options": options,
-                    "starts": [atoms_to_document(a) for a in starts],
+                    "starts": [frame_to_document(a) for a in starts],
                     "models": context.models(state.number),
                     "fidelity": context.target,
                     "calibration": calibration.to_json(),
@@ -49,7 +51,7 @@ def explore(context: Context, state: RoundState, calibration: Calibration) -> di
             )
     results = context.run(tasks.explore, requests, resource="GPU", what="explore")
     documents = [tasks.read_candidates(Path(r["out"])) for r in results]
-    uids = _commit(context, state, snapshot, documents, requests)
+    uids, made = _commit(context, state, snapshot, documents, requests)
     walkers = [w for d in documents for w in d["walkers"]]
     state.facts["explore"] = {
         "candidates": len(uids),
@@ -57,18 +59,21 @@ def explore(context: Context, state: RoundState, calibration: Calibration) -> di
         "outcomes": dict(Counter(w["outcome"] for w in walkers)),
         "cpu_s": sum(d["cpu_s"] for d in documents),
     }
-    return {"candidates": uids}
+    random = [uid for uid in uids if uid in made["reico"]]
+    return {"candidates": uids, **({"reico": random} if random else {})}
 
 
-def _starts(context: Context, snapshot: Snapshot, md: ExploreMd | None) -> list[Atoms]:
+def _starts(context: Context, snapshot: Snapshot, item: Explore) -> list[Atoms]:
     """Structures of a file, or every labelled training structure of the target level.
 
-    At a pressure only those with a volume: a training set may hold molecules beside crystals.
+    At a pressure only those with a volume: a training set may hold molecules beside crystals. Random
+    structures need none.
     """
-    if md is not None and md.structures != "start":
-        return read_structures(
-            context.campaign.resolve(md.structures), ":", context.campaign.elements
-        )
+    md, named = item.md, "start" if item.plugin else item.block.structures
+    if named is None:
+        return []
+    if named != "start":
+        return read_structures(context.campaign.resolve(named), ":", context.campaign.elements)
     parts = snapshot.part_of()
     uids = {r.structure_uid for r in snapshot.labels(fidelity=context.target)}
     chosen = sorted(uid for uid in uids if parts.get(uid) == TRAIN)
@@ -84,11 +89,14 @@ def _starts(context: Context, snapshot: Snapshot, md: ExploreMd | None) -> list[
     return periodic
 
 
-def _conditions(context: Context, item: Any) -> list[dict[str, Any]]:
+def _conditions(context: Context, item: Explore) -> list[dict[str, Any]]:
     """Options of the explorer, one entry per task: temperatures run side by side."""
-    if item.md is None:
+    stop = context.campaign.stop_md
+    if item.plugin is not None:
         return [dict(item.options)]
-    md, stop = item.md, context.campaign.stop_md
+    if item.md is None:
+        return downhill_conditions(item.block, stop)
+    md = item.md
     steps = max(1, round(md.time_fs / md.timestep_fs))
     samples = 4 if md.sample_every is None else max(1, steps // md.sample_every)
     shared = {
@@ -112,25 +120,28 @@ def _commit(
     snapshot: Snapshot,
     documents: list[dict[str, Any]],
     requests: list[dict[str, Any]],
-) -> list[str]:
-    """Structures and events; returns the uids that may be labelled, without known and test ones."""
+) -> tuple[list[str], dict[str, set[str]]]:
+    """Structures and events; uids that may be labelled, without known and test ones, and all by source."""
     now = time.time()
     parts = snapshot.part_of()
     structures, events, fresh = [], [], []
+    made: dict[str, set[str]] = defaultdict(set)
     for document, request in zip(documents, requests, strict=True):
         for candidate in document["candidates"]:
             atoms = atoms_from_document(candidate["structure"])
             uid = structure_uid(atoms)
-            start = atoms_from_document(
-                request["starts"][document["walkers"][candidate["walker"]]["start"]]
-            )
+            index = document["walkers"][candidate["walker"]]["start"]
+            start = atoms_from_document(request["starts"][index]) if index >= 0 else None
+            if start is not None:
+                atoms.set_constraint(start.constraints)  # the next walk holds the same atoms
             structures.append(atoms)
+            made[candidate["source"]].add(uid)
             error = candidate["expected_error_eV_per_A"]
             events.append(
                 EventRow(
                     uid,
                     "candidate",
-                    parent_uid=structure_uid(start),
+                    parent_uid=None if start is None else structure_uid(start),
                     sampler=candidate["source"],
                     reason=candidate["reason"],
                     round=state.number,
@@ -143,7 +154,7 @@ def _commit(
             if parts.get(uid) not in (TRAIN, TEST):
                 fresh.append(uid)
     context.store.append(structures=structures, events=events)
-    return list(dict.fromkeys(fresh))
+    return list(dict.fromkeys(fresh)), made
 
 
 def score(context: Context, state: RoundState, uids: list[str]) -> dict[str, Any]:
@@ -153,6 +164,13 @@ def score(context: Context, state: RoundState, uids: list[str]) -> dict[str, Any
     scores = context.score(state.number, uids, context.target, name="candidates")
     prediction = scores.prediction()
     spreads = scores.per_structure(scores.force_spread_eV_per_A)
+    random = set((state.outputs("explore") or {}).get("reico", ()))
+    if random:
+        places = [n for n, uid in enumerate(uids) if uid in random]
+        chosen = [uids[n] for n in places]
+        frames = context.store.snapshot().structures(chosen)
+        forces = scores.per_structure(scores.mean_forces_eV_per_A)
+        state.facts["reico"] = watch_random(context, frames, [forces[n] for n in places])
     model_set = context.model_set(state.number)
     context.store.append(
         predictions=[

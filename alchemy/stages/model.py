@@ -15,6 +15,7 @@ from ..datasets import TEST, TRAIN, counts, isolated_energies, labelled, rows_of
 from ..state import RoundState
 from ..store import LabelRow, Snapshot
 from .context import CommitteeScores, Context
+from .watch import watch_training
 
 PARITY_POINTS = 1500
 READOUT_SHARE = 4  # readouts on a trained trunk take this part of its steps
@@ -40,6 +41,9 @@ def train(context: Context, state: RoundState, *, final: bool = False) -> dict[s
         "wall_s": max(r["wall_s"] for r in results),
         "members_valid_force_rmse_eV_per_A": [r["valid_force_rmse_eV_per_A"] for r in results],
     }
+    found = watch_training(context, results)
+    if found:
+        state.facts["train"]["divergence"] = found
     return {"as_of": snapshot.last, "models": context.models(state.number)}
 
 

@@ -71,9 +71,10 @@ class Reico:
         self,
         starts: Sequence[Atoms],
         session_factory: SessionFactory,
-        calibration: Calibration,
+        calibration: Calibration | None,
         rng: np.random.Generator,
     ) -> Exploration:
+        """As every explorer; calibration None: the forces are true, nothing is judged."""
         born = self.make(starts, rng)
         terms = Terms(
             steps=self.relax_steps,

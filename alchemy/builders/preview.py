@@ -1,0 +1,55 @@
+"""What an item of a campaign will make, made in a second and without a labeler: for `alchemy check`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from ase import Atoms
+
+from ..generate import read_structures
+from .build import Material, build
+
+if TYPE_CHECKING:
+    from ..config import Campaign
+    from ..config_samples import Sample
+    from ..labeler_forces import LabelerForces
+
+FEW = 4  # random structures or copies, and conformers of each molecule
+
+
+def preview(campaign: Campaign, sample: Sample) -> tuple[list[Atoms], dict[str, Any]]:
+    """Structures of an item, few of those that are random, and their summary; none where a labeler is needed.
+
+    Raises:
+        AlchemyError: what `build` would say in the campaign.
+    """
+    source = sample.source.model_dump(mode="json", by_alias=False)
+    if sample.kind == "basin_hopping":
+        return [], {}
+    if sample.kind == "reico":  # geometry alone; a slab under it is looked at too
+        source["relax_with"] = None
+    for key in ("count", "conformers"):
+        if key in source:
+            source[key] = min(source[key], FEW)
+
+    def read(path: str) -> list[Atoms]:
+        return read_structures(campaign.resolve(path), ":", campaign.elements)
+
+    def forces(fidelity: str) -> LabelerForces:
+        raise AssertionError(f"a preview has no labeler: {fidelity}")
+
+    material = Material(source, np.random.default_rng(0), read, forces)
+    frames = build(sample.kind, material, campaign.elements)
+    return frames, {**summary(frames), "preview": bool({"count", "conformers"} & source.keys())}
+
+
+def summary(frames: Sequence[Atoms]) -> dict[str, Any]:
+    """One entry of the table of `alchemy check`; JSON."""
+    return {
+        "frames": len(frames),
+        "atoms": [min(map(len, frames)), max(map(len, frames))],
+        "elements": sorted({s for a in frames for s in a.get_chemical_symbols()}),
+        "periodic": any(bool(a.pbc.any()) for a in frames),
+    }

@@ -1,0 +1,31 @@
+"""Tasks of the explorers that go downhill: random structures and basin hopping."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..config_blocks import StopMd
+from ..config_samples import ExploreHopping
+from ..config_structures import ExploreReico
+
+PER_TASK = 200  # random structures of one task, so that workers share them
+BORN_FACTOR = 0.5  # of covalent radii; random structures are born closer than walks may get
+
+
+def downhill_conditions(block: ExploreReico | ExploreHopping, stop: StopMd) -> list[dict[str, Any]]:
+    """Options of the explorer, one entry per task."""
+    options = {
+        **block.options(),
+        "relax_steps": block.relax_steps,
+        "abort_above_eV_per_A": block.abort_above_eV_per_A,
+        "batch_atoms": block.batch_atoms,
+        "guards": {
+            "pair_factor": min(BORN_FACTOR, stop.guards.min_distance_factor),
+            "max_force_eV_per_A": stop.guards.max_force_eV_per_A,
+        },
+    }
+    if isinstance(block, ExploreHopping):
+        return [options]
+    options["frames"] = block.frames
+    starts = range(0, block.count, PER_TASK)
+    return [{**options, "count": min(PER_TASK, block.count - start)} for start in starts]
