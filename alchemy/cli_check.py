@@ -99,7 +99,7 @@ def _read_structures(campaign: Campaign, findings: Findings) -> list[Atoms]:
 def _build_structures(campaign: Campaign, findings: Findings) -> list[Atoms]:
     """What is made from descriptions, as far as no labeler is needed; of random ones a few."""
     from alchemy.builders.build import BUILDERS
-    from alchemy.builders.preview import preview
+    from alchemy.builders.preview import look_for_slabs, preview
 
     frames: list[Atoms] = []
     for block in ("start", "test"):
@@ -114,6 +114,12 @@ def _build_structures(campaign: Campaign, findings: Findings) -> list[Atoms]:
             frames += found
             if found:
                 findings.structures.append({"path": f"{block}[{number}].{sample.kind}", **shown})
+    for number, item in enumerate(campaign.explore):
+        if item.reico is not None:
+            try:
+                look_for_slabs(campaign, item.reico)
+            except AlchemyError as error:
+                findings.blame(error, f"explore[{number}].")
     return frames
 
 

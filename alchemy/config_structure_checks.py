@@ -77,7 +77,7 @@ def _recipe(block: RandomCells, loc: Loc) -> Iterator[Problem]:
 
 def _without_labeler(block: SampleReico, loc: Loc) -> Iterator[Problem]:
     for key in ("relax_steps", "frames"):
-        if key in block.model_fields_set:
+        if getattr(block, key) != type(block).model_fields[key].default:
             yield Problem(
                 (*loc, key),
                 "has no effect without relax_with: the structures stay as they are born; name a cheap "
@@ -88,7 +88,7 @@ def _without_labeler(block: SampleReico, loc: Loc) -> Iterator[Problem]:
 def _crystal(block: Crystal, loc: Loc) -> Iterator[Problem]:
     named = getattr(block, "structures", None)
     if named is not None:
-        given = [key for key in ("formula", "prototype", "a_A", "c_A") if key in block.model_fields_set]
+        given = [key for key in ("formula", "prototype", "a_A", "c_A") if getattr(block, key) is not None]
         for key in given:
             yield Problem(
                 (*loc, key.removesuffix("_A")),

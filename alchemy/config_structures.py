@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
 from alchemy.config_fields import (
     Block,
@@ -25,10 +25,9 @@ from alchemy.config_fields import (
     wrong,
 )
 from alchemy.quantities import Force, Length, Temperature
-from tace.wording import describe
+from tace.wording import describe, hint
 
-Kind = Literal["bulk", "surface", "adsorbate", "cluster"]
-RandomKinds: tuple[Kind, ...] = ("bulk", "surface", "adsorbate", "cluster")
+RANDOM_KINDS = ("bulk", "surface", "adsorbate", "cluster")
 
 
 def _check_range(value: object) -> tuple[int, int]:
@@ -53,7 +52,7 @@ _RANGE_SCHEMA: dict[str, Any] = {
     ]
 }
 AtomRange = Annotated[
-    tuple[int, int], PlainValidator(_check_range), WithJsonSchema(_RANGE_SCHEMA)
+    tuple[int, int], BeforeValidator(_check_range), WithJsonSchema(_RANGE_SCHEMA)
 ]
 
 
@@ -85,21 +84,24 @@ Share = Annotated[
 def _weights(value: object) -> object:
     """`kinds: [bulk, cluster]` gives each the weight 1."""
     if isinstance(value, list) and all(isinstance(name, str) for name in value):
-        return dict.fromkeys(value, 1.0)
+        value = dict.fromkeys(value, 1.0)
     if not isinstance(value, Mapping):
         raise wrong(f"found {describe(value)}; write [bulk, surface] or weights, {{bulk: 3, surface: 1}}")
+    for name in value:
+        if name not in RANDOM_KINDS:
+            raise wrong(f"found '{name}', no such kind; {hint(str(name), RANDOM_KINDS)}")
     return {k: float(v) if type(v) is int else v for k, v in value.items()}
 
 
 Kinds = Annotated[
-    dict[Kind, NotNegative],
+    dict[str, NotNegative],
     Field(min_length=1),
     BeforeValidator(_weights),
     WithJsonSchema(
         {
             "anyOf": [
                 {"type": "object", "additionalProperties": {"type": "number", "minimum": 0}},
-                {"type": "array", "items": {"enum": list(RandomKinds)}, "minItems": 1},
+                {"type": "array", "items": {"enum": list(RANDOM_KINDS)}, "minItems": 1},
             ]
         }
     ),

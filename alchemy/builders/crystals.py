@@ -16,6 +16,8 @@ from ase.data import atomic_numbers, covalent_radii, reference_states
 from ase.formula import Formula
 from ase.spacegroup import crystal as spacegroup_crystal
 
+from tace.wording import hint
+
 from ..errors import StructureError
 
 IDEAL_C = math.sqrt(8 / 3)  # c/a of closely packed spheres
@@ -68,6 +70,8 @@ def crystal(
     """
     symbols, counts = _parsed(formula)
     name = prototype or _usual(symbols)
+    if name not in PROTOTYPES:
+        raise StructureError(f"prototype: found '{name}', unknown here; {hint(name, tuple(PROTOTYPES))}")
     chosen = PROTOTYPES[name]
     divisor = math.gcd(*counts)
     if tuple(n // divisor for n in counts) != chosen.ratio:

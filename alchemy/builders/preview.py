@@ -6,14 +6,18 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from alchemy_policies.base import PolicyError
+from alchemy_policies.reico import Reico
 from ase import Atoms
 
+from ..errors import StructureError
 from ..generate import read_structures
 from .build import Material, build
 
 if TYPE_CHECKING:
     from ..config import Campaign
     from ..config_samples import Sample
+    from ..config_structures import ExploreReico
     from ..labeler_forces import LabelerForces
 
 FEW = 4  # random structures or copies, and conformers of each molecule
@@ -43,6 +47,21 @@ def preview(campaign: Campaign, sample: Sample) -> tuple[list[Atoms], dict[str, 
     material = Material(source, np.random.default_rng(0), read, forces)
     frames = build(sample.kind, material, campaign.elements)
     return frames, {**summary(frames), "preview": bool({"count", "conformers"} & source.keys())}
+
+
+def look_for_slabs(campaign: Campaign, block: ExploreReico) -> None:
+    """Make two of the random structures that lie on a file's slabs.
+
+    Raises:
+        StructureError: nothing in the file is a slab.
+    """
+    if block.structures is None:
+        return
+    slabs = read_structures(campaign.resolve(block.structures), ":", campaign.elements)
+    try:
+        Reico(**{**block.options(), "count": 2}).make(slabs, np.random.default_rng(0))
+    except PolicyError as error:
+        raise StructureError(f"reico.structures: {block.structures}: {error}") from None
 
 
 def summary(frames: Sequence[Atoms]) -> dict[str, Any]:

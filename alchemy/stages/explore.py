@@ -11,6 +11,7 @@ from alchemy_policies.calibration import Calibration
 from ase import Atoms
 
 from .. import tasks
+from ..config_blocks import StopMd
 from ..config_samples import Explore
 from ..datasets import TEST, TRAIN
 from ..errors import InputError
@@ -36,7 +37,7 @@ def explore(context: Context, state: RoundState, calibration: Calibration) -> di
     requests: list[dict[str, Any]] = []
     for n, item in enumerate(context.campaign.explore):
         starts = _starts(context, snapshot, item)
-        for options in _conditions(context, item):
+        for options in conditions(item, context.campaign.stop_md):
             requests.append(
                 {
                     "explorer": item.kind,
@@ -89,9 +90,8 @@ def _starts(context: Context, snapshot: Snapshot, item: Explore) -> list[Atoms]:
     return periodic
 
 
-def _conditions(context: Context, item: Explore) -> list[dict[str, Any]]:
+def conditions(item: Explore, stop: StopMd) -> list[dict[str, Any]]:
     """Options of the explorer, one entry per task: temperatures run side by side."""
-    stop = context.campaign.stop_md
     if item.plugin is not None:
         return [dict(item.options)]
     if item.md is None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -68,7 +68,7 @@ class BasinHopping:
         terms = Terms(
             steps=self.relax_steps,
             fmax_eV_per_A=self.fmax_eV_per_A,
-            guards=self.guards,
+            guards=self.guards if calibration else replace(self.guards, max_force_eV_per_A=np.inf),
             abort_above_eV_per_A=self.abort_above_eV_per_A,
             calibration=calibration,
         )

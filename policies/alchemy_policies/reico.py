@@ -11,7 +11,7 @@ published rules). Only on `on_starts` are the start structures looked at: as sla
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -46,8 +46,9 @@ class Reico:
     hold_base: bool = False  # kind adsorbate: what lies below does not move
     fmax_eV_per_A: float = 0.05
     abort_above_eV_per_A: float = 5.0  # twice the usual force: then a step means nothing
-    # 0.5: two atoms of Pt may be born at 1.5 Å, which the guard of dynamics, 0.6, would call a collapse
-    guards: Guards = field(default_factory=lambda: Guards(pair_factor=0.5))
+    # Two atoms of Pt may be born at 1.5 Å, 0.55 of their radii, and be pushed apart with 100 eV/Å: that is
+    # what is to be learnt, and no collapse as it would be in dynamics.
+    guards: Guards = field(default_factory=lambda: Guards(pair_factor=0.5, max_force_eV_per_A=200.0))
     batch_atoms: int = 1024  # atoms in one session call; a larger structure runs alone
 
     def __post_init__(self) -> None:
@@ -79,7 +80,7 @@ class Reico:
         terms = Terms(
             steps=self.relax_steps,
             fmax_eV_per_A=self.fmax_eV_per_A,
-            guards=self.guards,
+            guards=self.guards if calibration else replace(self.guards, max_force_eV_per_A=np.inf),
             abort_above_eV_per_A=self.abort_above_eV_per_A,
             calibration=calibration,
         )
@@ -102,7 +103,7 @@ class Reico:
         if self.on_starts and not slabs:
             raise PolicyError(
                 f"none of {len(starts)} start structures is a slab: periodic along x and y, its third cell "
-                "vector perpendicular to them, and free above; make slabs, or leave on_starts out"
+                "vector perpendicular to them, and free above"
             )
         numbers = shares({k: self.kinds[k] for k in KINDS if self.kinds.get(k)}, self.count)
         kinds = [kind for kind, number in numbers.items() for _ in range(number)]
