@@ -98,7 +98,7 @@ def _block(order: Order) -> type[BaseModel]:
 
 def _settings(order: Order) -> Any:
     """The block, validated as in a campaign file."""
-    told = dict(order.settings)
+    block, told = _block(order), dict(order.settings)
     if order.name == "reico":
         told["method"] = order.kind
     if order.labeler is not None and not order.models:
@@ -110,7 +110,7 @@ def _settings(order: Order) -> Any:
         )
     if order.models and order.name != "reico" and "structures" not in told:
         raise InputError(f"{order.kind}.structures: missing; give the file to start from, structures=FILE")
-    return _validated(_block(order), told, order.kind)
+    return _validated(block, told, order.kind)
 
 
 def _validated(block: type[BaseModel], told: dict[str, Any], kind: str) -> Any:
