@@ -76,7 +76,7 @@ def _recipe(block: RandomCells, loc: Loc) -> Iterator[Problem]:
 
 
 def _without_labeler(block: SampleReico, loc: Loc) -> Iterator[Problem]:
-    for key in ("relax_steps", "frames"):
+    for key in ("relax_steps", "frames", "birth"):
         if getattr(block, key) != type(block).model_fields[key].default:
             yield Problem(
                 (*loc, key),

@@ -164,18 +164,20 @@ class SampleReico(RandomCells):
         default=None, description="Fidelity of a short optimisation; null: as they are born"
     )
     relax_steps: Whole = Field(default=10, description="Steps of the short optimisation")
-    frames: Count = Field(default=3, description="Frames of each along its optimisation, birth included")
+    frames: Count = Field(default=3, description="Frames of each along its optimisation")
+    birth: Flag = Field(default=False, description="What is born too; its largest forces are huge")
 
     @property
     def most(self) -> int:
-        return self.count * (self.frames if self.relax_with else 1)
+        return self.count * (self.frames + self.birth if self.relax_with else 1)
 
 
 class ExploreReico(RandomCells):
     """Random structures of all elements, optimised a little with the committee (REICO)."""
 
     relax_steps: Whole = Field(default=10, description="Steps of the short optimisation")
-    frames: Count = Field(default=3, description="Frames of each along its optimisation, birth included")
+    frames: Count = Field(default=3, description="Frames of each along its optimisation")
+    birth: Flag = Field(default=False, description="What is born too; its largest forces are huge")
     abort_above_eV_per_A: Force = Field(
         default=5.0, alias="abort_above", description="Expected error at which an optimisation ends"
     )

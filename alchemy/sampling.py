@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from pydantic import BaseModel, ValidationError
 
 from tace.documents import Problem, dotted
@@ -74,7 +75,8 @@ def run(order: Order, out: Path | None) -> dict[str, Any]:
         frames, outcomes, calls = _explored(order)
         forces = _forces(order, frames)
     else:
-        frames, outcomes, calls, forces = _made(order), {}, None, None
+        frames, forces = _made(order)
+        outcomes, calls = {}, None
     if out is not None:
         _write(frames, out)
     return {
@@ -124,11 +126,14 @@ def _said(problems: list[Problem], kind: str) -> str:
     return "\n".join(f"{kind}.{dotted(p.loc)}: {p.message}" for p in problems)
 
 
-def _made(order: Order) -> list[Atoms]:
-    from .generate import make_structures
+def _made(order: Order) -> tuple[list[Atoms], list[Any] | None]:
+    """Structures as of `start:`, and a labeler's forces on them where there is one."""
+    from .generate import LabelerCalculator, make_structures
+    from .labeler_forces import LabelerForces
+    from .labelers.base import make_labeler
 
     source = _settings(order)
-    request = {
+    request: dict[str, Any] = {
         "kind": order.name,
         "source": source.model_dump(mode="json", by_alias=False),
         "base_dir": str(Path.cwd()),
@@ -137,7 +142,14 @@ def _made(order: Order) -> list[Atoms]:
         "seed": seed_for(order.seed, "sample", order.kind),
     }
     with tempfile.TemporaryDirectory(prefix="alchemy-sample-") as folder:
-        return make_structures({**request, "scratch": str(Path(folder) / "scratch")})
+        frames = make_structures({**request, "scratch": str(Path(folder) / "scratch")})
+        if order.labeler is None:
+            return frames, None
+        chosen = request["labelers"][LABELER]
+        labeler = make_labeler(chosen["labeler"], chosen["options"], base_dir=Path.cwd())
+        look = LabelerForces(LabelerCalculator(labeler, Path(folder) / "forces"))(frames)
+        told = look(np.concatenate([atoms.positions for atoms in frames]), False)
+        return frames, told.per_structure(told.mean_forces)
 
 
 def _labelers(order: Order) -> dict[str, Any]:

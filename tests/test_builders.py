@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -201,7 +205,7 @@ def test_smiles_that_are_no_molecule_say_why(smiles, said, capfd):
 
 
 def test_without_rdkit_one_is_told_what_to_install(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "rdkit", None)
+    monkeypatch.setitem(sys.modules, "rdkit", None)
     with pytest.raises(EnvironmentProblemError, match=r"pip install 'tace-alchemy\[smiles\]'"):
         conformers("CCO", np.random.default_rng(0), most=1, optimize="mmff", apart_A=0.3)
 
@@ -249,6 +253,18 @@ def test_substitutions_and_vacancies_hit_the_share_asked_for_and_nothing_else():
         with_vacancies(salt, rng, element=None, fraction=(0.5, 0.2))
 
 
+@pytest.mark.slow
+def test_the_benchmark_of_the_generators_tells_what_the_laws_demand():
+    script = Path(__file__).parent / "bench" / "reico_generator.py"
+    words = [sys.executable, str(script), "--smoke"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=200)
+    records = [json.loads(line) for line in done.stdout.splitlines()]
+    assert {r["bench"] for r in records} == {"size", "compositions", "kinds", "descent"}
+    grown = [r for r in records if r.get("method") == "grow" and "acceptance" in r]
+    assert {r["acceptance"] for r in grown} == {1.0}
+    assert all(r["same_bytes"] for r in records if "same_bytes" in r)
+
+
 # ---- items of a campaign
 
 
@@ -286,8 +302,9 @@ class Refusing(EMT):
 
 
 def test_a_labeler_relaxes_what_it_can_and_its_failures_end_one_structure_only():
-    settings = {"count": 12, "mix": {"Cu": "2-3", "Pd": "1-2"}, "relax_with": "emt", "relax_steps": 4}
-    forces = LabelerForces(Refusing())
+    settings = {"count": 12, "mix": {"Cu": "2-3", "Pd": "1-2"}, "relax_with": "emt", "relax_steps": 4,
+                "frames": 2, "birth": True}
+    forces = LabelerForces(Refusing())  # a third of these are refused at birth
     frames = build("reico", material("reico", settings, forces=lambda _: forces), SYMBOLS)
     assert forces.failed > 0
     assert 3 < len(frames) < 12 * 3

@@ -289,6 +289,7 @@ def test_sample_of_every_kind_that_needs_no_model(folder, run, monkeypatch):
     for kind, words in orders.items():
         code, out, err = run("sample", kind, *words, "-o", f"{kind}.xyz")
         assert code == 0, (kind, err)
+        assert ("force" in out) == ("--labeler" in words)
         assert "nearest neighbour" in out
         assert len(read(f"{kind}.xyz", ":")) > 0
 

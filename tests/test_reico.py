@@ -217,11 +217,13 @@ def explore(policy, starts=(), *, toy=None, seed=0):
     return policy(list(starts), toy, Calibration.uncalibrated(), np.random.default_rng(seed))
 
 
-def test_frames_along_the_way_down_are_offered_birth_included():
-    found = explore(Reico(count=5, recipe=PT_O, relax_steps=6, frames=3, fmax_eV_per_A=1e-6))
+def test_frames_along_the_way_down_are_offered_and_births_on_request():
+    options = {"count": 5, "recipe": PT_O, "relax_steps": 6, "frames": 2, "fmax_eV_per_A": 1e-6}
+    without = explore(Reico(**options))
+    found = explore(Reico(**options, birth=True))
     for walker in range(5):
-        steps = [c.step for c in found.candidates if c.walker == walker]
-        assert steps == [0, 3, 6]
+        assert [c.step for c in without.candidates if c.walker == walker] == [3, 6]
+        assert [c.step for c in found.candidates if c.walker == walker] == [0, 3, 6]
     assert {c.reason for c in found.candidates} == {"born", "along"}
     assert found.force_calls == 5 * 7
     born = [c.atoms for c in found.candidates if c.step == 0]

@@ -161,6 +161,7 @@ def _reico(given: Material) -> list[Atoms]:
         hold_base=source["hold_base"],
         relax_steps=source["relax_steps"],
         frames=source["frames"],
+        birth=source["birth"],
         batch_atoms=1,  # a labeler takes one at a time
     )
     if source["relax_with"] is None:

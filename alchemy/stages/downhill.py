@@ -28,6 +28,6 @@ def downhill_conditions(block: ExploreReico | ExploreHopping, stop: StopMd) -> l
     options["guards"] = {
         **guards, "max_force_eV_per_A": max(BORN_FORCE_eV_per_A, stop.guards.max_force_eV_per_A)
     }  # fmt: skip
-    options["frames"] = block.frames
+    options |= {"frames": block.frames, "birth": block.birth}
     starts = range(0, block.count, PER_TASK)
     return [{**options, "count": min(PER_TASK, block.count - start)} for start in starts]
