@@ -109,7 +109,8 @@ def _build_structures(campaign: Campaign, findings: Findings) -> list[Atoms]:
             try:
                 found, shown = preview(campaign, sample)
             except AlchemyError as error:
-                findings.blame(error, f"{block}[{number}].")
+                mark = "." if str(error).startswith(sample.kind) else ": "
+                findings.blame(error, f"{block}[{number}]{mark}")
                 continue
             frames += found
             if found:

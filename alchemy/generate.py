@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 from alchemy_policies.integrators import maxwell_boltzmann
+from alchemy_policies.variants import rattled
 from ase import Atoms, units
 from ase.calculators.calculator import Calculator, all_changes
 from ase.io import read
@@ -164,16 +165,10 @@ def _rattled(
 ) -> list[Atoms]:
     if calculator is not None:
         starts = [_relaxed(a, calculator) for a in starts]
-    frames = []
-    for n in range(source["count"]):
-        atoms = starts[n % len(starts)].copy()
-        if source["strain"] > 0 and atoms.pbc.any():
-            strain = rng.normal(0.0, source["strain"], (3, 3))
-            deformation = np.eye(3) + 0.5 * (strain + strain.T)
-            atoms.set_cell(np.asarray(atoms.cell) @ deformation, scale_atoms=True)
-        atoms.positions += rng.normal(0.0, source["stdev_A"], atoms.positions.shape)
-        frames.append(atoms)
-    return frames
+    return [
+        rattled(starts[n % len(starts)], rng, stdev_A=source["stdev_A"], strain=source["strain"])
+        for n in range(source["count"])
+    ]
 
 
 def _dynamics(

@@ -245,7 +245,7 @@ def test_a_diverging_training_is_told_with_what_helps():
         return type("Context", (), {"campaign": given, "progress": progress})
 
     def history(rmse):
-        return [{"step": n, "force_rmse_eV_per_A": x, "force_mae_eV_per_A": 0.1 - 0.01 * n}
+        return [{"step": 50 * n, "force_rmse_eV_per_A": x, "force_mae_eV_per_A": 0.1 - 0.01 * n}
                 for n, x in enumerate(rmse)]  # fmt: skip
 
     turning = {"member": 1, "history": history([0.3, 0.2, 0.3, 0.4, 0.5])}

@@ -18,13 +18,15 @@ from tace.divergence import diagnose
 from ..config_structure_checks import uses_reico
 from .context import Context
 
+SETTLED_STEPS = 100  # validations of a shorter training scatter for other reasons
+
 
 def watch_training(context: Context, results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """What the members' histories show, worst first said to people; empty where all is well."""
     found = []
     for result in results:
         seen = diagnose(result["history"])
-        if seen is not None:
+        if seen is not None and result["history"][-1]["step"] >= SETTLED_STEPS:
             found.append({"member": result["member"], "kind": seen.kind, "message": seen.message})
     if found:
         members = ", ".join(str(entry["member"]) for entry in found)

@@ -22,7 +22,7 @@ from .descent import ABORT, CONVERGED, FINISHED, Moment, Terms, Way, descend
 from .guards import Guards, Reference, is_too_close
 from .walkers import bare_copy, fixed_atoms
 
-MINIMUM, UNSURE = "minimum", "crossed"
+MINIMUM, NEAR, UNSURE = "minimum", "along", "crossed"  # NEAR: out of steps before it was one
 TRIES = 20  # displacements drawn until one puts no atom into another
 KEPT_MOST = 40  # candidates of a walker; of a long search, evenly spaced hops
 
@@ -142,7 +142,8 @@ class _Hopper:
         error = last.expected_error_eV_per_A
         self.worst_eV_per_A = float(np.fmax(self.worst_eV_per_A, error))
         sound = way.outcome in (CONVERGED, FINISHED)
-        self.offers.append(self._offer(hop, last, MINIMUM if sound else UNSURE))
+        reason = {CONVERGED: MINIMUM, FINISHED: NEAR}.get(way.outcome, UNSURE)
+        self.offers.append(self._offer(hop, last, reason))
         if not sound:
             if hop == 0 and way.outcome == ABORT:
                 self.outcome = ABORT  # the start is unknown land: hops from it would be too
