@@ -373,6 +373,9 @@ def test_what_the_published_rules_cannot_make_is_said_with_a_way_out(monkeypatch
     monkeypatch.setattr("alchemy_policies.published.MOST_TRIALS", 200)
     with pytest.raises(PolicyError, match=r"none of 200 .* use method grow"):
         publish(Recipe(mix={"Pd": (40, 40)}), "bulk", np.random.default_rng(0))
+    monkeypatch.setattr("alchemy_policies.published.MOST_PAIRS", 100 * 40**2)
+    with pytest.raises(PolicyError, match="none of 100 random"):
+        publish(Recipe(mix={"Pd": (40, 40)}), "bulk", np.random.default_rng(0))
 
 
 def test_starts_that_are_no_slabs_and_strange_constraints_are_refused():

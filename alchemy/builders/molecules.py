@@ -52,7 +52,8 @@ def conformers(
             f"smiles: RDKit finds no conformer of '{smiles}'; give a structure file for it in its place"
         )
     if optimize != "none":
-        _optimize(molecule, optimize)
+        with _quiet(chem):
+            _optimize(molecule, optimize)
     return [_atoms(molecule, i) for i in ids]
 
 
