@@ -31,10 +31,11 @@ SMOKE = {
     "force_call": "--sizes 64-0 --seconds 0 --data {data}/3bpa {peers} --models ours",
     "growth": "--sizes 64-0 --forms ours --cells 1 --rounds 1 --seconds 0",
     "product": "--basis --atoms 8 --seconds 0",
+    "shared_trunk": "--frames 10 --test-frames 2 --steps 4 --data {data}",
     "side_by_side": "--sizes 64-0 --systems pd4 --rounds 1 --seconds 0 --data {data} {peers} "
     "--models ours,stub",
     "start_up": "--sizes 64-0 --rounds 1",
-    "store_figures": "--structures 40 --peers 10",
+    "store_figures": "--structures 40",
     "threads": "--sizes 64-0 --systems pd4 --threads 1 --rounds 1 --seconds 0",
     "train_budget": "--sizes 64-0 --seconds 0.01 --marks 1 --seeds 0,1 --schedule linear --data {data}/3bpa",
     "train_step": "--sizes 64-0 --seconds 0 --data {data}/3bpa",

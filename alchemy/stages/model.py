@@ -99,6 +99,7 @@ def _request(context: Context, number: int, member: int, snapshot: Snapshot) -> 
             "patience": settings.patience or 0,
             "validate_every": max(1, min(200, settings.steps // 5)),
         },
+        "warm_share": settings.warm_share,
         "validation": settings.validation,
         "split_seed": context.seed("split", member),  # the same bag every round: no leak by warm start
         "seed": context.seed(number, "train", member),

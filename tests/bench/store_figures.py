@@ -136,7 +136,9 @@ def ours(folder: Path, given: list[Atoms]) -> None:
     clock("store: the same again", lambda: scan(segments), n)
 
 
-COLUMNS = ["uid", "formula", "n_atoms", "fidelity", "status", "energy", "max_force", "split", "volume", "code"]
+COLUMNS = [
+    "uid", "formula", "n_atoms", "fidelity", "status", "energy", "max_force", "split", "volume", "code",
+]  # fmt: skip
 
 
 def scan(segments: list[Any]) -> float:
