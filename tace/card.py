@@ -85,6 +85,7 @@ def facts(model: Tace) -> dict[str, Any]:
             for level, row in zip(config.fidelities, e0, strict=True)
         },
         "config": config.to_json(),
+        "radial_tables": model.edges.tables,
     }
 
 
@@ -148,6 +149,22 @@ def self_test(model: Tace, atoms: Atoms, fidelity: str) -> dict[str, Any]:
     }
 
 
+def card_atoms(test: Mapping[str, Any]) -> Atoms:
+    """The structure of a self-test, with its conditions."""
+    atoms = Atoms(
+        test["numbers"],
+        positions=_unhex(test["positions_A"]).reshape(-1, 3),
+        cell=_unhex(test["cell_A"]).reshape(3, 3),
+        pbc=test["pbc"],
+    )
+    for name, text in test["inputs"].items():
+        of_atoms = INPUTS[name].scope == "atom"
+        lead = (len(atoms),) if of_atoms else ()
+        value = _unhex(text).reshape((*lead, *INPUTS[name].shape))
+        (atoms.arrays if of_atoms else atoms.info)[name] = value
+    return atoms
+
+
 def check(model: Tace, card: Mapping[str, Any], *, where: str) -> dict[str, Any]:
     """Recompute the self-test.
 
@@ -161,17 +178,7 @@ def check(model: Tace, card: Mapping[str, Any], *, where: str) -> dict[str, Any]
     if not test:
         raise ModelFileError(f"{where}: the card has no self-test; models written by 'tace train' have one")
     try:
-        atoms = Atoms(
-            test["numbers"],
-            positions=_unhex(test["positions_A"]).reshape(-1, 3),
-            cell=_unhex(test["cell_A"]).reshape(3, 3),
-            pbc=test["pbc"],
-        )
-        for name, text in test["inputs"].items():
-            of_atoms = INPUTS[name].scope == "atom"
-            lead = (len(atoms),) if of_atoms else ()
-            value = _unhex(text).reshape((*lead, *INPUTS[name].shape))
-            (atoms.arrays if of_atoms else atoms.info)[name] = value
+        atoms = card_atoms(test)
         energy = float.fromhex(test["energy_eV"])
         forces = _unhex(test["forces_eV_per_A"]).reshape(-1, 3)
         level, dtype = test["fidelity"], test["dtype"]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import click
 
-from tace import cli_model, cli_train
+from tace import cli_compile, cli_model, cli_train
 from tace.cli_common import SETTINGS, InOrder, run_command
 
 EPILOG = """\b
@@ -15,6 +15,7 @@ A first model:
   tace train train.yaml
   tace eval train/model.pt test.extxyz
   tace predict train/model.pt new.extxyz -o predicted.extxyz
+  tace compile train/model.pt -o fast.pt
 
 \b
 Exit codes: 0 done, 1 our bug, 2 bad input, 3 environment, 7 interrupted (the same command continues)"""
@@ -25,7 +26,7 @@ def cli() -> None:
     """Train, test and use TACE interatomic potentials."""
 
 
-for _module in (cli_train, cli_model):
+for _module in (cli_train, cli_model, cli_compile):
     for _command in _module.COMMANDS:
         cli.add_command(_command)
 

@@ -168,3 +168,15 @@ def key_places(texts: Sequence[str], reads: Sequence[str] = ()) -> tuple[dict[st
         is_input = name in reads or (name in INPUTS and name not in LABELS)
         (conditions if is_input else labels)[name] = Key(key, unit or None)
     return labels, conditions
+
+
+def may_write(path: Path, *, force: bool) -> None:
+    """Refuse a file that exists, and a folder that does not.
+
+    Raises:
+        TaceError: it says which.
+    """
+    if path.exists() and not force:
+        raise TaceError(f"{path} exists; --force overwrites")
+    if not path.resolve().parent.is_dir():
+        raise TaceError(f"{path}: there is no folder {path.resolve().parent}")

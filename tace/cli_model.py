@@ -19,6 +19,7 @@ from tace.cli_common import (
     WHERE,
     key_places,
     load_models,
+    may_write,
     say_json,
     sorted_out,
     threads,
@@ -69,7 +70,7 @@ def evaluate(
     """
     models_at, data = sorted_out(paths, wanted="a file of labelled structures")
     if plot is not None:
-        _may_write(plot, force=options["force"])
+        may_write(plot, force=options["force"])
     threads(options["threads"])
     models = load_models(models_at)
     frames = _labelled(data, options["keys"], models[0], fidelity=fidelity)
@@ -114,7 +115,7 @@ def predict(paths: tuple[Path, ...], output: Path, fidelity: str | None, **optio
     models_at, inputs = sorted_out(paths, wanted="a file of structures")
     if len(inputs) > 1:
         raise click.UsageError(f"one file of structures at a time, not {len(inputs)}")
-    _may_write(output, force=options["force"])
+    may_write(output, force=options["force"])
     threads(options["threads"])
     models = load_models(models_at)
     from tace.properties import predict as predict_frames
@@ -147,7 +148,12 @@ def info(model: Path, check: bool, as_json: bool) -> None:
     if as_json:
         say_json({**card, **({"check": result} if result else {})})
     else:
-        click.echo("\n".join(_card_lines(card)))
+        lines = _card_lines(card)
+        if loaded.edges.tables is not None:
+            from tace.graphs import status
+
+            lines += ["", f"graph       {status(loaded)}"]
+        click.echo("\n".join(lines))
         if result:
             click.echo(_check_line(result))
     if result and not result["passed"]:
@@ -202,13 +208,6 @@ def _read_structures(path: Path, index: str, keys: Sequence[str], model: Tace) -
     return frames
 
 
-def _may_write(path: Path, *, force: bool) -> None:
-    if path.exists() and not force:
-        raise TaceError(f"{path} exists; --force overwrites")
-    if not path.resolve().parent.is_dir():
-        raise TaceError(f"{path}: there is no folder {path.resolve().parent}")
-
-
 def _put(atoms: Atoms, values: Mapping[str, Any], model: Tace, level: str) -> None:
     """Predictions into `info` and `arrays`."""
     from tace.properties import scope_of, unit_of
@@ -255,6 +254,12 @@ def _card_lines(card: Mapping[str, Any]) -> list[str]:
         f"cutoff {card['cutoff_A']:g} Å; {size}",
         f"predicts    {', '.join(card['predicts'])}",
     ]
+    tables = card["radial_tables"]
+    if tables is not None:
+        lines.append(
+            f"compiled    radial tables, {tables.get('intervals', '?')} intervals, forces within "
+            f"{tables.get('force_error_eV_per_A', float('nan')):.1e} eV/Å of the network"
+        )
     if card["reads"]:
         lines.append(f"reads       {', '.join(card['reads'])}")
     lines += ["", "energies of isolated atoms (eV)"]

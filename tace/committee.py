@@ -18,10 +18,12 @@ from .data import fidelity_index
 from .derivatives import Leaves, differentiate, evaluate, gradient, make_leaves, strained_geometry, voigt
 from .errors import TaceError
 from .geometry import Geometry
+from .graph_calls import Graphs
 from .io import load_model
 from .memory import keep_freed_memory
 from .model import Tace
 from .prediction import CommitteePrediction
+from .radial_tables import has_tables
 from .session import Session
 from .stacked import can_stack, read_all, shares_trunk, stack
 
@@ -48,10 +50,13 @@ class Committee:
                     raise TaceError(f"members differ in {name}: {mine} and {other}")
             if member.dtype != members[0].dtype:
                 raise TaceError(f"members differ in dtype: {members[0].dtype} and {member.dtype}")
+            if has_tables(member) != has_tables(members[0]):
+                raise TaceError("only some members have radial tables: use 'tace compile' on all")
         self.members = tuple(members)
         keep_freed_memory()
         for member in self.members:
             member.eval().requires_grad_(False)
+        self.graphs = Graphs.of(self.members)
         self._stacked = None
         if len(self.members) == 1:
             self._stacked = self.members[0]
@@ -131,6 +136,12 @@ class Committee:
         self, batch: Batch, *, member_forces: bool, stress: bool = False, features: bool = False
     ) -> CommitteePrediction:
         """One batch; see `__call__`."""
+        if self.graphs is not None and self.graphs.takes(batch):
+            found = self.graphs.prediction(
+                batch, member_forces=member_forces, stress=stress, features=features
+            )
+            if found is not None:
+                return found
         copied = len(self.members) * len(batch.species)
         if self._one_trunk and not (member_forces and copied <= MAX_STACKED_TRUNK_ATOMS):
             return self._of_one_trunk(batch, member_forces=member_forces, stress=stress, features=features)

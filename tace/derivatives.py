@@ -88,7 +88,7 @@ def differentiate(
     forces = -grads[0].index_select(0, batch.original)
     if leaves.strain is None:
         return forces, None
-    return forces, _stress(grads[1], batch)
+    return forces, stresses_of(grads[1], batch)
 
 
 def gradient(
@@ -108,7 +108,8 @@ def gradient(
     )
 
 
-def _stress(slope: Tensor, batch: Batch) -> Tensor:
+def stresses_of(slope: Tensor, batch: Batch) -> Tensor:
+    """[S,3,3] from the slope ∂E/∂ε of each structure; NaN where it is not periodic along all three axes."""
     volume = torch.where(batch.periodic, torch.linalg.det(batch.cells).abs(), 1.0)
     # NaN is put in last: a division by NaN would turn the zero gradient of a masked loss into NaN
     return (slope / volume[:, None, None]).where(batch.periodic[:, None, None], torch.nan)
@@ -150,7 +151,7 @@ def evaluate(
             keep = bool(wanted) or second
             slopes = gradient(terms.energies, sources, create_graph=create_graph or second, keep=keep)
             f = -slopes[0].index_select(0, batch.original)
-            s = None if leaves.strain is None else _stress(slopes[-1], batch)
+            s = None if leaves.strain is None else stresses_of(slopes[-1], batch)
             found = _of_inputs(slopes, wanted, batch, leaves, create_graph=create_graph)
             if hessian_rows is not None:
                 found["hessian_rows"] = _hessian_rows(

@@ -72,7 +72,7 @@ class EdgeSum(nn.Module):
         self, sent: Sequence[Tensor], weights: Tensor, batch: Batch, *, angular: Tensor
     ) -> list[Tensor]:
         """The form that says what is meant, in PyTorch alone: on any device, for any transformation."""
-        atoms, k, c, paths = len(batch.species), batch.slots, sent[0].shape[2], self.plan.paths
+        atoms, k, c, paths = batch.species.shape[0], batch.slots, sent[0].shape[2], self.plan.paths
         attributes = angular.split([2 * l + 1 for l in range(round(self.plan.width**0.5))], 1)  # noqa: E741
         by_slot = pair_to_slot(weights, batch.slot_pair, batch.pair_slots)
         by_path = by_slot.view(atoms, k, len(paths), 1, c).unbind(2)

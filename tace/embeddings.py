@@ -212,7 +212,7 @@ class _MomentTensors(nn.Module):
 
     def forward(self, moments: Tensor, batch: Batch, geometry: Geometry) -> tuple[list[Tensor], list[Tensor]]:
         """By rank of the edge attribute [A, K, D], and by rank of `site_ranks` [A, 2l+1]."""
-        atoms, k = len(moments), batch.slots
+        atoms, k = moments.shape[0], batch.slots
         m = (moments / self.scale).to(geometry.density.dtype).view(atoms, -1)
         sent = sender_to_slot(m, batch.slot_sender, batch.slot_reverse).view(atoms, k, 1, -1)
         pairs = (m.view(atoms, 1, -1, 1) * sent).view(atoms * k, -1, 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from .repulsion import check_cutoff, zbl_energies
 class Geometry(NamedTuple):
     """Attributes of pairs and slots, and the coordinates that they were made of."""
 
-    radial: Tensor  # [P+1, n], enveloped
+    radial: Tensor  # [P+1, n], enveloped; with radial tables the lengths [P+1, 1]
     attributes: Tensor  # [A·K, (l_max+1)²], angular, rank after rank; zero in padding slots
     density: Tensor  # [A] Σ_j f(r_ij)
     positions: Tensor  # [A,3] float64, strained
@@ -40,6 +40,7 @@ class EdgeBasis(nn.Module):
     def __init__(self, config: TaceConfig) -> None:
         super().__init__()
         self.config = config
+        self.tables: dict[str, Any] | None = None  # what is known of `radial_tables`, which read lengths
         for l in range(2, config.l_max + 1):  # noqa: E741
             matrix = torch.from_numpy(scaled_coupling(l - 1, 1, l).reshape(-1, 2 * l + 1).copy())
             ratio = angular_norm(l) / angular_norm(l - 1)
@@ -65,7 +66,7 @@ class EdgeBasis(nn.Module):
         unit = (vectors / lengths).to(dtype)
         r = lengths.to(dtype)
         f = envelope(r, cutoff, self.config.envelope_p)
-        radial = radial_basis(r, cutoff, self.config.n_radial, orders=self.config.radial_orders) * f
+        radial = self._radial(r) * f if self.tables is None else r
         slot_f = pair_to_slot(f, batch.slot_pair, batch.pair_slots).view(-1, batch.slots)
         repulsion = None
         if self.config.zbl:
@@ -74,10 +75,14 @@ class EdgeBasis(nn.Module):
             radial, self._angular(unit, batch), slot_f.sum(1), positions, cells, repulsion
         )
 
+    def _radial(self, r: Tensor) -> Tensor:
+        config = self.config
+        return radial_basis(r, config.cutoff_A, config.n_radial, orders=config.radial_orders)
+
     def _repulsion(self, lengths: Tensor, batch: Batch) -> Tensor:
         first, second = (batch.species.index_select(0, k) for k in (batch.pair_i, batch.pair_j))
         half = 0.5 * zbl_energies(lengths, first, second, self.numbers, p=self.config.envelope_p)
-        start = torch.zeros(len(batch.species), dtype=half.dtype, device=half.device)
+        start = torch.zeros(batch.species.shape[0], dtype=half.dtype, device=half.device)
         return start.index_add(0, batch.pair_i, half).index_add(0, batch.pair_j, half)
 
     def _angular(self, unit: Tensor, batch: Batch) -> Tensor:

@@ -20,7 +20,7 @@ _ASE_NAMES = {
     "magnetic_moments": "initial_magmoms",
     "collinear_moments": "initial_magmoms",
 }
-_NEUTRAL = ("total_charge", "electric_field")  # absent means zero; the other conditions must be given
+NEUTRAL = ("total_charge", "electric_field")  # absent means zero; the other conditions must be given
 
 
 def read_inputs(atoms: Atoms, inputs: Sequence[InputConfig]) -> dict[str, np.ndarray]:
@@ -39,7 +39,7 @@ def _read(atoms: Atoms, config: InputConfig) -> np.ndarray:
     place = atoms.arrays if of_atoms else atoms.info
     name = atoms.get_chemical_formula()
     value = place.get(config.name, place.get(_ASE_NAMES.get(config.name, "")))
-    if value is None and config.name in _NEUTRAL:
+    if value is None and config.name in NEUTRAL:
         return np.zeros(shape)
     where = f"atoms.{'arrays' if of_atoms else 'info'}['{config.name}']"
     if value is None:

@@ -17,8 +17,10 @@ import torch
 from .config import TaceConfig
 from .errors import ModelFileError, TaceError
 from .model import Tace
+from .radial_tables import attach_document, tables_document
 
-FORMAT, VERSION = "tace-model", 3
+FORMAT, VERSION = "tace-model", 4
+WITHOUT_TABLES = 3  # what a model without radial tables is written as, which an older tace reads too
 _UNREADABLE = (
     RuntimeError, OSError, EOFError, ValueError, LookupError, NotImplementedError,
     zipfile.BadZipFile, zlib.error, lzma.LZMAError, pickle.UnpicklingError,
@@ -66,13 +68,15 @@ def read_archive(path: Path, device: str | torch.device = "cpu") -> dict[str, An
 
 def model_document(model: Tace, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """What is stored of one model; `extra` holds plain values (training facts, calibration)."""
+    tables = tables_document(model)
     return {
         "format": FORMAT,
-        "version": VERSION,
+        "version": WITHOUT_TABLES if tables is None else VERSION,
         "config": model.config.to_json(),
         "dtype": str(model.dtype).removeprefix("torch."),
         "state": {name: value.detach().cpu() for name, value in model.state_dict().items()},
         "extra": dict(extra or {}),
+        **({} if tables is None else {"radial_tables": tables}),
     }
 
 
@@ -106,6 +110,8 @@ def model_from_document(
             known = model.state_dict()
             state = {**{n: known[n] for n in ("reference.polarizability",) if n in known}, **state}
         model.load_state_dict(state)
+        if "radial_tables" in document:
+            attach_document(model, document["radial_tables"])
     except (TaceError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise ModelFileError(f"{where}: not a complete tace model ({error})") from error
     return model.to(device=device, dtype=dtype)

@@ -35,6 +35,13 @@ def can_run(dtype: torch.dtype, tensors: Sequence[Tensor]) -> bool:
     return (
         dtype in DTYPES
         and all(x.device.type == "cpu" and x.dtype == dtype for x in tensors)
-        and not torch.compiler.is_compiling()
-        and torch.utils._python_dispatch._get_current_dispatch_mode() is None
+        and not recording()
+    )
+
+
+def recording() -> bool:
+    """Whether operations are recorded (torch.compile, make_fx)."""
+    return (
+        torch.compiler.is_compiling()
+        or torch.utils._python_dispatch._get_current_dispatch_mode() is not None
     )

@@ -213,6 +213,7 @@ class RadialNetwork(nn.Module):
             gain: of the last layer, besides its own.
         """
         super().__init__()
+        self.table: nn.Module | None = None  # stands for the network where there is one, see `radial_tables`
         n_basis, hidden, n_out = sizes
         widths = [n_basis, *hidden, n_out]
         gains = [1.0] + [SILU_GAIN] * len(hidden)
@@ -223,6 +224,8 @@ class RadialNetwork(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.table is not None:
+            return self.table(x)
         for layer in self.layers[:-1]:
             x = nn.functional.silu(layer(x))
         return self.layers[-1](x)

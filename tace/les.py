@@ -14,6 +14,7 @@ from torch import Tensor
 from .batch import Batch
 from .config import LesConfig
 from .errors import DataError
+from .kernel_calls import recording
 from .les_born import latent_born_charges
 from .les_mesh import mesh_sum
 from .les_sums import Sources, lattice_sum, molecule_sum, self_energy, slab_sum
@@ -65,6 +66,10 @@ def les_energies(
         DataError: a structure is periodic along one axis only.
     """
     charges = charges.double()
+    if recording():  # which sums there are depends on cells, and a graph has to hold for all
+        from .recorded import recorded_les  # it needs the sums below
+
+        return recorded_les(charges, positions, cells, batch, config)
     energies = torch.zeros(batch.n_structures, dtype=torch.float64, device=positions.device)
     kinds = batch.pbc.sum(1)
     for axes in sorted(set(kinds.tolist())):

@@ -23,7 +23,8 @@ from pathlib import Path
 
 log = logging.getLogger("tace")
 
-SOURCES = ("edge_sum.cpp", "product.cpp", "edge_sum.h", "simd.h")  # .cpp is compiled, all into one library
+# .cpp is compiled, all into one library
+SOURCES = ("edge_sum.cpp", "product.cpp", "spline.cpp", "edge_sum.h", "simd.h")
 BASE = ("-std=c++17", "-O3", "-fPIC", "-shared", "-w")
 # the first that the compiler takes: this machine's instructions and threads, then less
 CHOICES = (("-march=native", "-fopenmp"), ("-mcpu=native", "-fopenmp"), ("-fopenmp",), ())

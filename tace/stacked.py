@@ -19,6 +19,7 @@ from .geometry import Geometry
 from .interaction import Interaction
 from .layers import ElementLinear, Linear
 from .model import Tace
+from .radial_tables import has_tables
 from .readout import ENERGY_READOUTS
 
 _ROW_BY_ROW = ("embedding", "fidelity_table")  # tables, of which a copy reads rows of its own
@@ -28,12 +29,12 @@ _KNOW_MEMBERS = (Tace, Linear, ElementLinear)
 def can_stack(members: Sequence[Tace]) -> bool:
     """Whether the members differ in numbers alone, and every module with weights knows members.
 
-    Heads are left to the single models.
+    Heads are left to the single models, and so are radial tables, which compiled graphs read.
     """
     configs = {replace(m.config, avg_neighbors=1.0) for m in members}
     owners = [m for m in members[0].modules() if next(m.parameters(recurse=False), None) is not None]
     alike = len(configs) == 1 and all(isinstance(m, _KNOW_MEMBERS) for m in owners)
-    return alike and not len(members[0].heads)
+    return alike and not len(members[0].heads) and not has_tables(members[0])
 
 
 def shares_trunk(members: Sequence[Tace]) -> bool:

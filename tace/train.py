@@ -26,6 +26,7 @@ from .loss import loss
 from .memory import keep_freed_memory
 from .model import Tace
 from .offsets import fit_offsets
+from .radial_tables import drop_tables
 from .settings import TrainSettings
 from .validation import Plan, validation_errors, watched
 
@@ -83,6 +84,7 @@ class Trainer:
         if not train:
             raise TrainingError("the training set is empty")
         keep_freed_memory()
+        drop_tables(model)  # the networks learn, and what stood for them would not
         self.model, self.train, self.valid, self.settings = model, train, valid, settings
         self.order = draw_order(
             np.array([s.graph.fidelity for s in train]),
