@@ -98,6 +98,10 @@ class Train(Block):
     patience: Count | None = Field(
         default=None, description="Validations without gain before training ends early; null: never"
     )
+    compile: Literal["auto", "on", "off"] = Field(
+        default="auto",
+        description="Steps as a compiled graph: where it is built or pays for its building, always, never",
+    )
 
 
 class Overrides(Block):

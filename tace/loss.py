@@ -14,7 +14,8 @@ from .settings import TrainSettings
 
 HUBER = 0.01  # width of the quadratic part, in the unit of the quantity
 PER_ATOM = ("dipole", "polarization", "polarizability")  # extensive: compared per atom
-_VOIGT_MULTIPLICITY = torch.tensor([1.0, 1.0, 1.0, 2.0, 2.0, 2.0], dtype=torch.float64) / 9.0
+VOIGT_SHARES = tuple(n / 9.0 for n in (1.0, 1.0, 1.0, 2.0, 2.0, 2.0))  # by how often they occur
+_VOIGT_MULTIPLICITY = torch.tensor(VOIGT_SHARES, dtype=torch.float64)
 
 
 @dataclass(frozen=True)
@@ -85,13 +86,13 @@ def loss(
     total = (result.energies * 0.0).sum()
     for term in differences(result, targets):
         kind = settings.loss_kinds.get(term.name, "mse")
-        rows = _penalty(term, kind)
+        rows = penalty(term, kind)
         mean = (term.weights * rows).sum() / term.weights.sum()
         total = total + settings.weight(term.name, progress=progress) * mean
     return total
 
 
-def _penalty(term: Difference, kind: str) -> Tensor:
+def penalty(term: Difference, kind: str) -> Tensor:
     """[n], mean over components; 'l2' is the length of the vector of components."""
     x = term.values
     if kind == "l2":

@@ -9,7 +9,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from .config import PRESETS, HeadConfig, InputConfig, LesConfig, TaceConfig
 from .documents import Loc, Problem
 from .quantities import INPUTS
-from .settings import TrainSettings
+from .settings import COMPILE, TrainSettings
 from .wording import describe, hint
 
 Check = Callable[[Any, Loc], list[Problem]]
@@ -249,7 +249,7 @@ MODEL = block(
     },
     refused=dict.fromkeys(OF_DATA, "comes from the data; leave it out"),
 )
-TRAIN = block({**of_dataclass(TrainSettings), "max_cpu_minutes": number(above=0)},
+TRAIN = block({**of_dataclass(TrainSettings, compile=choice(*COMPILE)), "max_cpu_minutes": number(above=0)},
               refused={"seed": "is a key of the run file itself; write 'seed:' beside 'train:'"})  # fmt: skip
 FINETUNE = block(
     {

@@ -8,6 +8,7 @@ from .errors import TaceError
 
 SCHEDULES = ("constant", "linear", "cosine", "plateau")
 KINDS = ("mse", "mae", "huber", "l2")
+COMPILE = ("auto", "on", "off")
 
 
 @dataclass(frozen=True)
@@ -39,12 +40,15 @@ class TrainSettings:
     clip_norm: float = 0.1  # small: the first, large gradients do not set the step sizes of Adam for long
     amsgrad: bool = True
     validate_every: int = 100  # steps
+    compile: str = "auto"  # steps as a compiled graph: where there is one or it pays for its building
     patience: int = 0  # validations without improvement before an early stop; 0: never
     seed: int = 0
 
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:
             raise TaceError(f"unknown schedule '{self.schedule}': use {', '.join(SCHEDULES)}")
+        if self.compile not in COMPILE:
+            raise TaceError(f"unknown compile '{self.compile}': use {', '.join(COMPILE)}")
         for name in ("steps", "batch_size", "learning_rate", "validate_every", "clip_norm", "energy_growth"):
             value = getattr(self, name)
             if not value > 0:

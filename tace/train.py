@@ -22,12 +22,12 @@ from .derivatives import evaluate
 from .errors import TrainingError
 from .io import read_archive, write_archive
 from .layers import gains
-from .loss import loss
 from .memory import keep_freed_memory
 from .model import Tace
 from .offsets import fit_offsets
 from .radial_tables import drop_tables
 from .settings import TrainSettings
+from .training_route import Route
 from .validation import Plan, validation_errors, watched
 
 CHECKPOINT_FORMAT = "tace-checkpoint"
@@ -93,6 +93,7 @@ class Trainer:
             seed=settings.seed,
         )
         self.plan = Plan.of(model, train)
+        self.route = Route(model, self.plan, settings)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         gain_of = gains(model)
         self.gains = [gain_of[n] for n, p in model.named_parameters() if p.requires_grad]
@@ -142,12 +143,8 @@ class Trainer:
             group["lr"] = rate * group["gain"]
         indices = self.batch_indices(self.step)
         batch, targets = self._collated(indices)
-        self.optimizer.zero_grad(set_to_none=True)
-        result = self.plan.evaluate(self.model, batch, targets, create_graph=True)
-        progress = self.step / self.settings.steps
-        objective = loss(result, targets, self.settings, progress=progress)
-        objective.backward(inputs=self.parameters)  # positions and strains need no gradient of the loss
-        value, norm = float(objective.detach()), self._clip()
+        objective = self.route.step(batch, targets, progress=self.step / self.settings.steps)
+        value, norm = float(objective), self._clip()
         if not (math.isfinite(value) and math.isfinite(norm)):
             names = ", ".join(self.train[n].name for n in indices[:4])
             raise TrainingError(
@@ -254,6 +251,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "rate_factor": self.rate_factor,
             "since_best": self.since_best,
+            "compiled": self.route.chosen,
             "result": asdict(self.result),
         }
 
@@ -277,11 +275,13 @@ class Trainer:
         self.step, self.rate_factor = state["step"], state["rate_factor"]
         self.since_best, self.result = state["since_best"], FitResult(**state["result"])
         self.recent = list(state["recent"])
+        self.route.chosen = state.get("compiled", False)
 
     def _identity(self) -> dict[str, Any]:
         return {
             "format": CHECKPOINT_FORMAT,
-            "settings": asdict(self.settings),
+            # a graph computes the same but for rounding: a run may go on with another `compile`
+            "settings": {k: v for k, v in asdict(self.settings).items() if k != "compile"},
             "config": self.model.config.to_json(),
             "dtype": str(self.model.dtype),
             "samples": [[s.name for s in self.train], [s.name for s in self.valid]],
@@ -318,6 +318,7 @@ def fit(
     trainer = Trainer(model, train, valid, settings)
     if checkpoint is not None and checkpoint.exists():
         trainer.restore(read_archive(checkpoint, model.device))
+    trainer.route.choose(train, settings.steps - trainer.step)
     while trainer.step < settings.steps:
         rate = trainer.learning_rate(trainer.step)
         objective = trainer.one_step()

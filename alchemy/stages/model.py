@@ -97,6 +97,7 @@ def _request(context: Context, number: int, member: int, snapshot: Snapshot) -> 
             "ema_decay": settings.ema,
             "clip_norm": settings.clip,
             "patience": settings.patience or 0,
+            "compile": settings.compile,
             "validate_every": max(1, min(200, settings.steps // 5)),
         },
         "warm_share": settings.warm_share,
