@@ -9,6 +9,7 @@ the model is evaluated as it is.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
@@ -66,8 +67,10 @@ def graph_path(model: Tace, kind: str) -> Path:
     """Where the graph of such a model is on this machine, if it has been built.
 
     Raises:
-        GraphError: there is no compiler to tell the machine by.
+        GraphError: there are no compiled kernels, without which there are no graphs.
     """
+    if not native.wanted():
+        raise GraphError("TACE_NATIVE=0")
     try:
         kernels = native.build()
     except (native.NativeError, OSError) as error:
@@ -152,7 +155,7 @@ def _build(model: Tace, batches: Sequence[Batch], path: Path) -> Figures:
     )
     seconds = time.perf_counter() - start
     write_beside(path, package)
-    call = opened(path)
+    call = _opened(str(path), hashlib.sha256(package).hexdigest())
     off = [_difference(model, call, values, batch) for batch in batches]
     per_atom, of_forces = (max(x) for x in zip(*off, strict=True))
     size = max(1.0, float(model.scale_eV.max()))
@@ -224,10 +227,15 @@ def figures_of(path: Path) -> Figures | None:
     return figures if whole else None
 
 
-def opened(path: Path) -> Function:
-    """The function that a package holds: native code, which is run."""
+def opened(path: Path, figures: Figures) -> Function:
+    """The function that a package holds: native code, which is run. Members of a committee share one."""
+    return _opened(str(path), figures.sha256)
+
+
+@functools.lru_cache(maxsize=8)
+def _opened(path: str, sha256: str) -> Function:
     operators()
-    loader = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", False, 1, -1)
+    loader = torch._C._aoti.AOTIModelPackageLoader(path, "model", False, 1, -1)
 
     def call(values: Sequence[Tensor], tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         return tuple(loader.run([*values, *tensors]))
@@ -248,11 +256,16 @@ def status(model: Tace) -> str:
     return f"on this machine, {verdict}: {times}"
 
 
+def switched_off() -> bool:
+    """Whether TACE_GRAPHS=0 says to do without graphs."""
+    return os.environ.get("TACE_GRAPHS", "1").strip() == "0"
+
+
 def find(model: Tace) -> Function | None:
     """The graph of a model with radial tables, if it is there and pays; else None, and the log says why."""
     if not has_tables(model) or model.device.type != "cpu":
         return None
-    if os.environ.get("TACE_GRAPHS", "1").strip() == "0":
+    if switched_off():
         log.info("TACE_GRAPHS=0: no compiled graph, PyTorch does it")
         return None
     try:
@@ -269,7 +282,7 @@ def find(model: Tace) -> Function | None:
             return None
         if compiled_sums() is None or compiled_products() is None:
             raise GraphError("there are no compiled kernels for it to call")
-        return opened(path)
+        return opened(path, figures)
     except (GraphError, RuntimeError, OSError) as error:
         log.warning("no compiled graph, PyTorch does it: %s", error)
         return None

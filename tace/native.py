@@ -46,13 +46,18 @@ def library(check: Check, what: str = "edge sum") -> ctypes.CDLL | None:
         what: that it is wanted for.
     """
     try:
-        if os.environ.get("TACE_NATIVE", "1").strip() == "0":
+        if not wanted():
             log.info("TACE_NATIVE=0: %s by PyTorch", what)
             return None
         return _load(check)
     except (NativeError, OSError, subprocess.SubprocessError) as error:
         log.warning("no compiled %s, PyTorch does it more slowly: %s", what, error)
         return None
+
+
+def wanted() -> bool:
+    """Unless TACE_NATIVE=0."""
+    return os.environ.get("TACE_NATIVE", "1").strip() != "0"
 
 
 def build() -> Path:

@@ -23,7 +23,17 @@ from .batch import Batch
 from .data import Targets
 from .derivatives import make_leaves, strained_geometry, stresses_of, voigt
 from .edge_sum import compiled as compiled_sums
-from .graphs import Figures, GraphError, compile_graph, figures_of, graph_path, locked, opened, write_beside
+from .graphs import (
+    Figures,
+    GraphError,
+    compile_graph,
+    figures_of,
+    graph_path,
+    locked,
+    opened,
+    switched_off,
+    write_beside,
+)
 from .loss import VOIGT_SHARES, Difference, penalty
 from .model import Tace
 from .product import compiled as compiled_products
@@ -70,6 +80,8 @@ def trained(model: Tace) -> list[str]:
 
 def refusal(model: Tace, plan: Plan) -> str:
     """Why a step of this training is not for a graph; '' if it is."""
+    if switched_off():
+        return "TACE_GRAPHS=0"
     if model.device.type != "cpu":
         return f"the model is on {model.device.type}, and graphs are for CPUs"
     if plan.responses or plan.hessians:
@@ -223,13 +235,14 @@ def _build(
     )
     seconds = time.perf_counter() - start
     write_beside(path, package)
-    graph = TrainingGraph(opened(path), model)
+    digest = hashlib.sha256(package).hexdigest()
+    graph = TrainingGraph(opened(path, Figures(digest, seconds, 0.0, 0.0, 0.0, 0.0)), model)
     off = difference(graph(*batch, settings, progress=0.0), eager())
     if not off <= TOLERANCE[model.dtype]:
         path.unlink()
         raise GraphError(f"the graph's gradients are off by {off:.1e}")
     eager_ms, graph_ms = _cpu_ms(eager), _cpu_ms(lambda: graph(*batch, settings, progress=0.0))
-    figures = Figures(hashlib.sha256(package).hexdigest(), seconds, eager_ms, graph_ms, 0.0, 0.0)
+    figures = Figures(digest, seconds, eager_ms, graph_ms, 0.0, 0.0)
     write_beside(path.with_suffix(".json"), json.dumps(figures._asdict()).encode())
     return figures
 
