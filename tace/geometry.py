@@ -59,9 +59,7 @@ class EdgeBasis(nn.Module):
             vectors: [P,3] float64, x_i − x_j − S·h of every pair.
         """
         cutoff = self.config.cutoff_A
-        number, pairs = batch.n_copies, len(batch.pair_i) // batch.n_copies
-        dummy = torch.tensor([2.0 * cutoff, 0.0, 0.0], dtype=vectors.dtype, device=vectors.device)
-        vectors = torch.cat([vectors.view(number, pairs, 3), dummy.expand(number, 1, 3)], 1).view(-1, 3)
+        vectors = self._with_dummies(vectors, batch.n_copies)
         lengths = vectors.square().sum(1, keepdim=True).sqrt()
         unit = (vectors / lengths).to(dtype)
         r = lengths.to(dtype)
@@ -70,10 +68,19 @@ class EdgeBasis(nn.Module):
         slot_f = pair_to_slot(f, batch.slot_pair, batch.pair_slots).view(-1, batch.slots)
         repulsion = None
         if self.config.zbl:
-            repulsion = self._repulsion(lengths.view(number, -1)[:, :-1].reshape(-1), batch)
+            repulsion = self._repulsion(lengths.view(batch.n_copies, -1)[:, :-1].reshape(-1), batch)
         return Geometry(
             radial, self._angular(unit, batch), slot_f.sum(1), positions, cells, repulsion
         )
+
+    def _with_dummies(self, vectors: Tensor, number: int) -> Tensor:
+        """[P+1,3], or [M·(P+1),3] of M copies: the dummy pair of each comes last."""
+        far = [2.0 * self.config.cutoff_A, 0.0, 0.0]
+        dummy = torch.tensor([far], dtype=vectors.dtype, device=vectors.device)
+        if number == 1:
+            return torch.cat([vectors, dummy])
+        by_copy = vectors.view(number, len(vectors) // number, 3)
+        return torch.cat([by_copy, dummy.expand(number, 1, 3)], 1).view(-1, 3)
 
     def _radial(self, r: Tensor) -> Tensor:
         config = self.config
