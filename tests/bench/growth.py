@@ -4,7 +4,7 @@
 
 Energy and forces of one structure, with the compiled kernels (`ours`) and without (`ours-eager`). Every
 system is in a process of its own and they take turns; the exponent is of a power law through the medians,
-its quartiles those of the single rounds. `peak_from_start_MiB` is the memory that the first calls need.
+its quartiles those of the single rounds. Memory is `peak_MiB`, that of a call over the one between calls.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def records(form: str, size: str, args: argparse.Namespace, folder: Path) -> Ite
             "us_per_atom": 1e3 * statistics.median(cpu[name]) / found["atoms"], **machine(),
         }  # fmt: skip
     atoms = [found["atoms"] for found in known.values()]
-    memory = [found["peak_from_start_MiB"] for found in known.values()]
+    memory = [found["peak_MiB"] for found in known.values()]
     for record in exponents(atoms, [cpu[name] for name in known], memory):
         yield {**what, **record}
 

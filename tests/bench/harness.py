@@ -84,6 +84,7 @@ KEYS = {
     "share": "of the CPU time",
     "calls": "of an operator in one call of the model",
     "gflop": "floating-point operations of a call, 1e9",
+    "gflop_least": "the same without what compiled kernels do, 1e9",
     "gemm_gflops": "rate of float32 matrix products, 1e9/s",
     "floor_ms": "gflop over gemm_gflops, ms",
     "ratio": "of the first of a pair to the second; quartiles are over rounds",
