@@ -34,7 +34,7 @@ SIZES = {"reico": (4, 8, 12, 16, 20), "grow": (4, 8, 12, 16, 20, 24, 32, 48)}
 EXAMPLE = {"Pt": (1, 12), "O": (1, 12)}
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=300, help="structures of each measurement")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, help="also write the lines there")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     count = 6 if args.smoke else args.count
     lines = []
     for record in measurements(count, args.seed):

@@ -90,7 +90,7 @@ def judged(committee: Committee, frames: Sequence[Atoms]) -> tuple[Record, np.nd
     }, spread
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -98,7 +98,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=50, help="to train on")
     parser.add_argument("--test-frames", type=int, default=40, help="at each temperature")
     parser.add_argument("--steps", type=int, default=400, help="of a whole member")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     torch.set_num_threads(1)
     folder = args.data / "3bpa"
     frames = frames_3bpa(folder)
