@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from alchemy import cli_data_files, cli_data_store
-from alchemy.cli_paths import find_home, find_store, say_table
+from alchemy.cli_paths import find_home, find_store, open_snapshot, say_table
 from tace.cli_common import AS_JSON, SETTINGS, WHERE, InOrder, say_json
 from tace.wording import count
 
@@ -31,6 +31,7 @@ def data() -> None:
 
 
 SOURCE = click.argument("source", metavar="CAMPAIGN-OR-STORE", type=WHERE)
+SALVAGE = click.option("--salvage", is_flag=True, help="Of a damaged store, what is sound.")
 AS_OF = click.option("--as-of", type=click.IntRange(min=0), metavar="N", help="The store after commit N.")
 
 
@@ -45,6 +46,7 @@ AS_OF = click.option("--as-of", type=click.IntRange(min=0), metavar="N", help="T
 @click.option("--fields", is_flag=True, help="List the fields with meaning and unit.")
 @click.option("--explain", "only_explain", is_flag=True, help="Say what is read to answer it.")
 @AS_OF
+@SALVAGE
 @AS_JSON
 def query(
     source: Path,
@@ -57,6 +59,7 @@ def query(
     fields: bool,
     only_explain: bool,
     as_of: int | None,
+    salvage: bool,
     as_json: bool,
 ) -> None:
     """Rows of the store for which EXPRESSION is true; all without one.
@@ -70,9 +73,7 @@ def query(
       alchemy data query campaign.yaml --fields
       alchemy data query urea/store.h5 "reason == 'scf-not-converged'" --rows failures
     """
-    from alchemy.store import Store
-
-    snapshot = Store(find_store(source)).snapshot(as_of)
+    snapshot = open_snapshot(source, as_of, salvage=salvage)
     if fields:
         meanings = snapshot.fields(rows)
         if as_json:

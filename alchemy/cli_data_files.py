@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from alchemy.cli_paths import find_campaign, find_store, is_home
+from alchemy.cli_paths import find_campaign, find_store, is_home, open_snapshot
 from tace.cli_common import AS_JSON, SETTINGS, WHERE, key_places, say_json
 from tace.wording import count
 
@@ -23,6 +23,7 @@ FORMATS = ("extxyz", "ase-db", "parquet", "pymatgen")
 @click.option("--format", "form", type=click.Choice(FORMATS), help="Default: that of the suffix.")
 @click.option("--ref-keys", is_flag=True, help="Call labels REF_energy, REF_forces, …")
 @click.option("--as-of", type=click.IntRange(min=0), metavar="N", help="The store after commit N.")
+@click.option("--salvage", is_flag=True, help="Of a damaged store, what is sound.")
 @click.option("--force", is_flag=True, help="Overwrite a file that exists.")
 @AS_JSON
 def export_command(
@@ -33,6 +34,7 @@ def export_command(
     form: str | None,
     ref_keys: bool,
     as_of: int | None,
+    salvage: bool,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -49,10 +51,9 @@ def export_command(
     """
     from alchemy.dataset_export import export, format_of
     from alchemy.errors import InputError
-    from alchemy.store import Store
     from tace.wording import hint
 
-    snapshot = Store(find_store(source)).snapshot(as_of)
+    snapshot = open_snapshot(source, as_of, salvage=salvage)
     known = sorted({row.fidelity for row in snapshot.labels()})
     if fidelity is not None and fidelity not in known:
         raise InputError(f"no labels of '{fidelity}'; {hint(fidelity, known, label='there are')}")

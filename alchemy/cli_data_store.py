@@ -99,19 +99,33 @@ def repair(source: Path, as_json: bool) -> int:
     metavar="S",
     help="Keep replaced files so many seconds, for readers on other machines.",
 )
+@click.option("--archive", type=WHERE, metavar="FILE.h5", help="Write everything there, compressed, instead.")
+@click.option("--force", is_flag=True, help="Overwrite an archive that exists.")
 @AS_JSON
-def compact(source: Path, small: bool, grace: float, as_json: bool) -> None:
+def compact(
+    source: Path, small: bool, grace: float, archive: Path | None, force: bool, as_json: bool
+) -> None:
     """Merge the files of a store; what can be read does not change.
 
     Others may read and write meanwhile. Afterwards store.h5 is one HDF5 file with everything up to
-    now, for any program (docs/store.md).
+    now, for any program (docs/store.md). An archive is one HDF5 file with gzip that 'alchemy data
+    merge' takes back; the store stays as it is.
 
     \b
     Example:
       alchemy data compact campaign.yaml
+      alchemy data compact campaign.yaml --archive urea-2026.h5
     """
     from alchemy.store import Store
+    from alchemy.store.archive import write_archive
 
+    if archive is not None:
+        size = write_archive(Store(find_store(source)), archive, overwrite=force)
+        if as_json:
+            say_json({"archive": str(archive), "bytes": size})
+        else:
+            click.echo(f"{archive}: {size / 1e6:.1f} MB")
+        return
     result = Store(find_store(source)).compact(full=not small, grace_s=grace)
     if as_json:
         say_json(vars(result))
@@ -188,7 +202,7 @@ def diff(source: Path, other: Path | None, since: int | None, as_json: bool) -> 
 @click.argument("sources", metavar="SOURCE…", type=WHERE, nargs=-1, required=True)
 @AS_JSON
 def merge(target: Path, sources: tuple[Path, ...], as_json: bool) -> None:
-    """Append to TARGET what the SOURCEs have and it does not.
+    """Append to TARGET what the SOURCEs, stores or archives, have and it does not.
 
     Where they contradict each other TARGET stays as it is, and it is said. Doing it again brings
     nothing.
@@ -199,9 +213,13 @@ def merge(target: Path, sources: tuple[Path, ...], as_json: bool) -> None:
     """
     from alchemy.cli_data_files import new_store
     from alchemy.store import Store, merge_into
+    from alchemy.store.archive import is_archive, open_archive
 
     store = Store(find_store(target) if target.exists() or target.suffix != ".h5" else new_store(target))
-    views = [(path, Store(find_store(path)).snapshot()) for path in sources]
+    views = [
+        (path, open_archive(path) if is_archive(path) else Store(find_store(path)).snapshot())
+        for path in sources
+    ]
     results = [(path, merge_into(store, view)) for path, view in views]
     if as_json:
         say_json([{"source": str(path), **vars(result)} for path, result in results])

@@ -19,6 +19,7 @@ from tace.tables import aligned
 
 if TYPE_CHECKING:
     from alchemy.config import Campaign
+    from alchemy.store import Snapshot
 
 FILE, FACTS = "campaign.yaml", "campaign.json"
 
@@ -86,6 +87,11 @@ def find_store(path: Path) -> Path:
     if path.suffix == ".h5":
         if not path.is_file() and not path.with_name(path.name + ".d").is_dir():
             raise InputError(f"{path}: there is no store (neither that file nor {path.name}.d)")
+        if path.is_file() and not path.with_name(path.name + ".d").is_dir():
+            from alchemy.store.archive import is_archive
+
+            if is_archive(path):
+                raise InputError(f"{path} is an archive; 'alchemy data merge NEW.h5 {path}' makes it a store")
         return path
     if path.is_dir() and ((path / "store.h5.d").is_dir() or (path / "store.h5").is_file()):
         return path / "store.h5"
@@ -93,6 +99,21 @@ def find_store(path: Path) -> Path:
     if not store.is_file() and not store.with_name("store.h5.d").is_dir():
         raise InputError(f"{store.parent} has no store yet: nothing was committed")
     return store
+
+
+def open_snapshot(source: Path, as_of: int | None, *, salvage: bool) -> Snapshot:
+    """A view of a store; with `salvage` of its sound files, and what is wrong goes to standard error."""
+    from alchemy.store import Store
+
+    store = Store(find_store(source))
+    if not salvage:
+        return store.snapshot(as_of)
+    if as_of is not None:
+        raise click.UsageError("--salvage reads what is sound now; leave --as-of out")
+    snapshot, problems = store.salvage()
+    for problem in problems:
+        click.echo(f"warning: {problem}", err=True)
+    return snapshot
 
 
 def _file_at(path: Path) -> Path:

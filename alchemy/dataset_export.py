@@ -75,7 +75,8 @@ def export(
     except OSError as error:
         raise StoreError(f"{path}: cannot write: {error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        for left in (temporary, temporary.with_name(f"{temporary.name}-lock")):  # LMDB makes the second
+            left.unlink(missing_ok=True)
     return written
 
 
@@ -91,10 +92,8 @@ def _frames(
 
 def _ase_db(frames: Iterator[tuple[Atoms, LabelRow]], path: Path) -> int:
     """Energy, forces and stress are those of the row; the rest is in its data."""
-    from ase.db import connect
-
     number = 0
-    with connect(str(path), append=False) as database:
+    with connect(path) as database:
         for number, (atoms, row) in enumerate(frames, 1):  # noqa: B007
             pairs = {k: v for k, v in atoms.info.items() if isinstance(v, str | int | float)}
             pairs.pop("charge", None)  # ASE reserves the name
@@ -102,6 +101,20 @@ def _ase_db(frames: Iterator[tuple[Atoms, LabelRow]], path: Path) -> int:
             data |= {name: value for name, value in atoms.arrays.items() if name not in _OF_ASE}
             database.write(atoms, key_value_pairs={**pairs, "uid": f"u{row.structure_uid}"}, data=data)
     return number
+
+
+def connect(path: Path) -> Any:
+    """A new database; LMDB's needs a package of its own. Raises EnvironmentProblemError."""
+    from ase.db import connect as open_database
+
+    try:
+        if path.suffix == ".aselmdb":
+            importlib.import_module("ase_db_backends.aselmdb")
+        return open_database(str(path), append=False)
+    except ImportError as error:
+        raise EnvironmentProblemError(
+            ".aselmdb needs the package ase-db-backends: pip install 'tace-alchemy[aselmdb]'"
+        ) from error
 
 
 def _parquet(frames: Iterator[tuple[Atoms, LabelRow]], path: Path) -> int:

@@ -110,6 +110,9 @@ def _numbered(path: Path, index: str) -> list[tuple[Atoms, str]]:
         raise DataError(f"{path}: index '{index}' is not understood; write ':', '-1' or '0:100:2'")
     try:
         every = _read_all(path)
+    except ImportError as error:
+        package = "; pip install ase-db-backends" if path.suffix == ".aselmdb" else ""
+        raise DataError(f"{path}: a package to read it is missing ({error}){package}") from error
     except Exception as error:  # ASE's readers raise anything
         raise DataError(f"{path}: cannot be read as structures ({error})") from error
     every = list(every) if isinstance(every, list) else [every]

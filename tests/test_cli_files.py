@@ -1,6 +1,7 @@
 """`alchemy data import` and `export`: files of other programs, and mistakes in them."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -14,8 +15,10 @@ from alchemy.identity import structure_uid
 from alchemy.store import PropertySpec, SplitRow, Store
 
 
-@pytest.mark.parametrize("suffix", ["xyz", "db"])
+@pytest.mark.parametrize("suffix", ["xyz", "db", "aselmdb"])
 def test_what_is_exported_and_imported_again_is_the_same(run, tmp_path, suffix):
+    if suffix == "aselmdb":
+        pytest.importorskip("ase_db_backends.aselmdb", reason="pip install ase-db-backends to test .aselmdb")
     source = Store(tmp_path / "a.h5")
     frames = labelled_frames()
     rng = np.random.default_rng(1)
@@ -59,7 +62,8 @@ def test_what_is_exported_and_imported_again_is_the_same(run, tmp_path, suffix):
     assert "0 new structures; new labels: none; known already: 3" in out
     assert run("data", "export", source.path, file)[0] == 2, "it exists"
     assert run("data", "export", source.path, file, "--force", "--where", "split == 'test'")[0] == 0
-    number = connect(file).count() if suffix == "db" else len(read(file, ":"))
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith(".")) == []
+    number = len(read(file, ":")) if suffix == "xyz" else connect(file).count()
     assert number == 1
 
 
@@ -82,41 +86,6 @@ def test_import_reads_keys_units_and_conditions(run, tmp_path):
     assert (code, "is a length but an energy is needed" in err) == (2, True)
     assert "write it as energy=REF_energy" in run(*words, "--key", "energy")[2]
     assert "write it as quadrupole:atom:2" in run(*words, "--label", "x:frame:2")[2]
-
-
-PW = """
-     Program PWSCF v.6.4 starts on 1Jan2020 at 0:0:0
-     bravais-lattice index     =            0
-     lattice parameter (alat)  =       5.0000  a.u.
-     number of atoms/cell      =            1
-     number of atomic types    =            1
-     celldm(1)=   5.000000  celldm(2)=   0.000000  celldm(3)=   0.000000
-     crystal axes: (cart. coord. in units of alat)
-               a(1) = (   1.000000   0.000000   0.000000 )
-               a(2) = (   0.000000   1.000000   0.000000 )
-               a(3) = (   0.000000   0.000000   1.000000 )
-
-   Cartesian axes
-
-     site n.     atom                  positions (alat units)
-         1           Cu  tau(   1) = (   0.0000000   0.0000000   0.0000000  )
-
-!    total energy              =    -100.00000000 Ry
-
-     Forces acting on atoms (cartesian axes, Ry/au):
-
-     atom    1 type  1   force =     0.00100000    0.00000000    0.00000000
-
-"""
-
-
-def test_an_output_of_quantum_espresso_is_imported(run, tmp_path):
-    (tmp_path / "cu.pwo").write_text(PW)
-    code, _, err = run("data", "import", tmp_path / "qe.h5", tmp_path / "cu.pwo", "--fidelity", "pbe")
-    assert code == 0, err
-    (row,) = Store(tmp_path / "qe.h5").snapshot().labels()
-    assert row.energy_eV == pytest.approx(-1360.569, abs=1e-2)
-    assert row.forces_eV_per_A[0, 0] == pytest.approx(0.001 * 25.711, rel=1e-3)
 
 
 VASP = """<?xml version="1.0" encoding="ISO-8859-1"?>
@@ -182,14 +151,44 @@ def test_pymatgen_reads_what_is_exported_for_it(run, tmp_path):
     assert entries[structure_uid(water())]["labels"]["charges"] == [None, 1.0, 2.0]
 
 
-def test_parquet_says_which_package_it_needs(run, filled, tmp_path):
-    code, _, err = run("data", "export", filled.path, tmp_path / "x.parquet")
-    try:
-        import pyarrow.parquet
-    except ImportError:
-        assert (code, "pip install 'tace-alchemy[parquet]'" in err) == (3, True)
-    else:
-        assert pyarrow.parquet.read_table(tmp_path / "x.parquet").num_rows == 2
+@pytest.mark.parametrize(
+    ("suffix", "module", "package"),
+    [("parquet", "pyarrow", "pyarrow"), ("aselmdb", "ase_db_backends.aselmdb", "ase-db-backends")],
+)
+def test_a_format_without_its_package_says_which(run, filled, tmp_path, monkeypatch, suffix, module, package):
+    monkeypatch.setitem(sys.modules, module, None)
+    (tmp_path / f"given.{suffix}").write_bytes(b"PAR1")
+    code, _, err = run("data", "export", filled.path, tmp_path / f"x.{suffix}")
+    assert (code, f"needs the package {package}: pip install 'tace-alchemy[{suffix}]'" in err) == (3, True)
+    assert not (tmp_path / f"x.{suffix}").exists()
+    if suffix == "aselmdb":
+        words = ("data", "import", tmp_path / "b.h5", tmp_path / f"given.{suffix}", "--fidelity", "pbe")
+        code, _, err = run(*words)
+        assert (code, "pip install ase-db-backends" in err) == (2, True), err
+
+
+def test_parquet_holds_every_label_with_its_conditions(run, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet", reason="pip install pyarrow to test parquet")
+    store, atoms = Store(tmp_path / "a.h5"), water()
+    rows = [
+        label_of(atoms, properties={"charges": np.array([0.1, np.nan, 0.3])}),
+        in_conditions(atoms, energy=-2.5, electric_field=[0, 0, 0.1]),
+    ]
+    store.append(structures=[atoms, water(0.1)], labels=rows)
+    assert run("data", "export", store.path, tmp_path / "x.parquet")[0] == 0
+    table = {row["key"]: row for row in parquet.read_table(tmp_path / "x.parquet").to_pylist()}
+    assert table.keys() == {row.key for row in rows}
+    for row in rows:
+        found = table[row.key]
+        assert found["energy_eV"] == row.energy_eV
+        np.testing.assert_array_equal(found["forces_eV_per_A"], row.forces_eV_per_A.ravel())
+        np.testing.assert_array_equal(found["positions_A"], atoms.positions.round(8).ravel())
+        assert (found["stress_eV_per_A3"], found["numbers"]) == (None, [8, 1, 1])
+    np.testing.assert_array_equal(table[rows[0].key]["charges"], [0.1, np.nan, 0.3])
+    assert table[rows[1].key]["condition_electric_field"] == [0, 0, 0.1]
+
+
+def test_an_export_needs_a_format_and_a_level_that_is_there(run, filled, tmp_path):
     code, _, err = run("data", "export", filled.path, tmp_path / "x.csv")
     assert (code, "the suffix names no format; use .xyz" in err) == (2, True)
     assert "no labels of 'pbr'; did you mean 'pbe'" in run(

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from alchemy.errors import StoreError
+from alchemy.errors import StoreDamagedError, StoreError
 from alchemy.store.filesystem import FileSystem
 from alchemy.store.segment import read_header
 
@@ -56,8 +56,12 @@ def merged_path(directory: Path, lo: int, hi: int) -> Path:
 
 
 def list_files(fs: FileSystem, path: Path, problems: list[str] | None = None) -> list[Entry]:
-    """Every sealed file; a base whose header is damaged goes to `problems` if there are any."""
-    found = []
+    """Every sealed file. What is wrong with the header of the base goes to `problems`, if given.
+
+    Without `problems` a damaged base is passed over where there is a merged file that begins with commit 0,
+    of which it is, or is older than, the second name; else it raises StoreDamagedError.
+    """
+    found, damage = [], None
     directory = path.with_name(path.name + ".d")
     try:
         fd = fs.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -69,26 +73,30 @@ def list_files(fs: FileSystem, path: Path, problems: list[str] | None = None) ->
             name = f"{path.name} {header['uuid']}"  # a base can be replaced under its name
             found.append(Entry(max(header["lo"], 0), max(header["hi"], 0), path, name))
         except StoreError as error:
-            if problems is None:
+            if problems is not None:
+                problems.append(str(error))
+            elif isinstance(error, StoreDamagedError):
+                damage = error
+            else:
                 raise
-            problems.append(str(error))
         finally:
             fs.close(fd)
     try:
         names = fs.listdir(directory)
     except FileNotFoundError:
-        return found
+        names = []
     for name in names:
         if match := NAME.fullmatch(name):
             lo = int(match[1] or match[2])
             found.append(Entry(lo, int(match[3] or lo), directory / name, name))
+    if damage is not None and not any(one.lo == 0 and one.name.startswith("m") for one in found):
+        raise damage
     return found
 
 
-def cover(entries: Sequence[Entry]) -> tuple[list[Chosen], list[Entry]]:
-    """(files that hold commits 0, 1, … without a gap, files beyond the first gap)."""
+def cover(entries: Sequence[Entry], following: int = 0) -> tuple[list[Chosen], list[Entry]]:
+    """(files that hold commits 0, or `following`, … without a gap, files beyond the first gap)."""
     chosen: list[Chosen] = []
-    following = 0
     while True:
         fitting = [e for e in entries if e.lo <= following <= e.hi]
         if not fitting:

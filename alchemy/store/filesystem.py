@@ -41,6 +41,43 @@ class FileSystem:
         return mmap.mmap(fd, size, prot=mmap.PROT_READ)
 
 
+class ReadBytes:
+    """A file whose bytes are read when they are asked for, by slices; it stays open meanwhile."""
+
+    def __init__(self, fs: FileSystem, fd: int) -> None:
+        self._fs, self._fd = fs, os.dup(fd)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_fd"):
+            os.close(self._fd)
+
+    def __getitem__(self, among: slice) -> bytes:
+        return read_all(self._fs, self._fd, among.stop - among.start, start=among.start)
+
+
+class ReadingFileSystem(FileSystem):
+    """Maps no file: a mapped page that a server cannot deliver kills the process, a read is an error."""
+
+    def map(self, fd: int, size: int) -> Any:  # type: ignore[override]
+        return ReadBytes(self, fd)
+
+
+REMOTE = ("nfs", "lustre", "cifs", "smb", "fuse.sshfs", "gpfs", "beegfs", "ceph", "glusterfs", "afs", "9p")
+
+
+def is_remote(path: Path, mounts: str = "/proc/self/mounts") -> bool:
+    """Whether a path is on a network file system, as far as the kernel says."""
+    place = path.resolve()
+    best, kind = "", ""
+    with contextlib.suppress(OSError):
+        for line in Path(mounts).read_text(errors="replace").splitlines():
+            _, mount, name, *_ = [*line.split(), "", "", ""]
+            mount = mount.replace("\\040", " ")
+            if len(mount) >= len(best) and place.is_relative_to(mount or "-"):
+                best, kind = mount, name
+    return kind.startswith(REMOTE)
+
+
 def write_file(
     fs: FileSystem, path: Path, pieces: Iterable[tuple[int, Any]], *, size: int, fsync: bool
 ) -> None:
@@ -140,11 +177,11 @@ def remove(fs: FileSystem, path: Path) -> None:
         fs.unlink(path)
 
 
-def read_all(fs: FileSystem, fd: int, size: int) -> bytes:
-    """The first `size` bytes. Raises OSError when there are fewer."""
+def read_all(fs: FileSystem, fd: int, size: int, *, start: int = 0) -> bytes:
+    """`size` bytes from `start` on. Raises OSError when there are fewer."""
     pieces, done = [], 0
     while done < size:
-        piece = fs.pread(fd, size - done, done)
+        piece = fs.pread(fd, size - done, start + done)
         if not piece:
             raise OSError(errno.EIO, "file became shorter while being read")
         pieces.append(piece)

@@ -23,10 +23,13 @@ from alchemy.store.segment import Segment
 
 
 class RawRows:
-    """The rows of every table of an index."""
+    """The rows of every table of an index.
 
-    def __init__(self, index: Index) -> None:
-        self._index = index
+    complete: every structure that rows speak of is there; those of a damaged store need not be.
+    """
+
+    def __init__(self, index: Index, *, complete: bool = True) -> None:
+        self._index, self._complete = index, complete
         self._segments = index.segments
         self._columns: dict[tuple[str, str], Any] = {}
 
@@ -105,7 +108,10 @@ class RawRows:
     @cached_property
     def label_rows(self) -> np.ndarray:
         """Raw row number of the current row of each label, oldest first."""
-        return self._index.current_labels()
+        return self._kept("labels", self._index.current_labels())
+
+    def _kept(self, table: str, rows: np.ndarray) -> np.ndarray:
+        return rows if self._complete else rows[self.structure_of(table)[rows] >= 0]
 
     @cached_property
     def prediction_rows(self) -> np.ndarray:
@@ -116,7 +122,7 @@ class RawRows:
         alike = np.ones(max(len(order) - 1, 0), bool)
         for values in (*codes, ids[:, 0], ids[:, 1]):
             alike &= values[order][1:] == values[order][:-1]
-        return np.sort(order[np.append(~alike, True)] if len(order) else order)
+        return self._kept("predictions", np.sort(order[np.append(~alike, True)] if len(order) else order))
 
     def structure_of(self, table: str) -> np.ndarray:
         """Raw row of the structure that each raw row of a table is about, −1 where it is not stored."""
@@ -173,7 +179,8 @@ class RawRows:
 
     def every(self, table: str) -> list[Any]:
         """All rows of a table."""
-        return self.decode(table, np.arange(self.count(table)))
+        rows = np.arange(self.count(table))
+        return self.decode(table, self._kept(table, rows) if table == "splits" else rows)
 
     def decode(self, table: str, raw: np.ndarray) -> list[Any]:
         """Row values of raw row numbers, in their order."""

@@ -14,7 +14,7 @@ import numpy as np
 
 from alchemy.errors import StoreDamagedError, StoreError
 from alchemy.store import layout
-from alchemy.store.filesystem import FileSystem, read_all
+from alchemy.store.filesystem import FileSystem, ReadBytes, read_all
 from alchemy.store.layout import BLOCK, MAGIC, USER_BLOCK, crc32_blocks
 
 # Python's mmap keeps a file descriptor, of which a process has about a thousand; small files are
@@ -52,9 +52,14 @@ def unpack_header(block: bytes, path: Path) -> dict[str, Any]:
     header: dict[str, Any] = json.loads(block[12 : 12 + struct.unpack_from("<I", block, 8)[0]])
     version = header["format_version"]
     if version_of(version)[0] > version_of(layout.FORMAT_VERSION)[0]:
-        own = layout.FORMAT_VERSION
-        raise StoreError(f"{path}: format {version} is newer than the {own} of this alchemy; upgrade alchemy")
+        raise newer(path, version)
     return header
+
+
+def newer(path: Path, version: str) -> StoreError:
+    """What to say of a file of a later alchemy."""
+    own = layout.FORMAT_VERSION
+    return StoreError(f"{path}: format {version} is newer than the {own} of this alchemy; upgrade alchemy")
 
 
 class Segment:
@@ -80,6 +85,7 @@ class Segment:
                 f"{path}: contents do not match their sha256; 'alchemy data check' says where, "
                 "'alchemy data repair' saves the rest"
             )
+        self._read: dict[str, np.ndarray] = {}  # datasets of a file that is not mapped
         self._unverified = verify and large
         self._verified: set[str] = set()
         offset, length, crc = self.header["index"]
@@ -91,8 +97,10 @@ class Segment:
 
     def intact(self) -> bool:
         """Whether bytes 4096… have the sha256 of the header."""
-        digest = hashlib.sha256(memoryview(self._data)[USER_BLOCK:]).hexdigest()
-        return bool(digest == self.header["sha256"])
+        digest, size = hashlib.sha256(), self.header["size"]
+        for start in range(USER_BLOCK, size, READ_WHOLE):
+            digest.update(self._data[start : min(start + READ_WHOLE, size)])
+        return bool(digest.hexdigest() == self.header["sha256"])
 
     def paths(self) -> list[str]:
         return list(self._index)
@@ -112,7 +120,16 @@ class Segment:
 
     def _raw(self, path: str) -> np.ndarray:
         dtype, shape, offset = self._index[path]
-        return np.ndarray(tuple(shape), np.dtype(dtype), self._data, offset)
+        if not isinstance(self._data, ReadBytes):
+            return np.ndarray(tuple(shape), np.dtype(dtype), self._data, offset)
+        if path not in self._read:
+            size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+            try:
+                data = self._data[offset : offset + size]
+            except OSError as error:
+                raise StoreError(f"{self.path}: {path}: cannot read: {error}") from error
+            self._read[path] = np.frombuffer(data, dtype).reshape(shape)
+        return self._read[path]
 
     def bad_blocks(self, path: str) -> list[int]:
         """Blocks of 64 KiB of a dataset that do not match their checksums."""

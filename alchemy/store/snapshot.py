@@ -27,11 +27,11 @@ from alchemy.store.table import Table, count, field_meanings, select
 class Snapshot:
     """Commits 0…`last` of a store (−1: none). Made by `Store.snapshot`; len() counts structures."""
 
-    def __init__(self, index: Index) -> None:
+    def __init__(self, index: Index, *, complete: bool = True) -> None:
         self._index = index
         self._segments = index.segments
         self.last = index.last[-1] if index.last else -1
-        self.raw: RawRows = RawRows(index)
+        self.raw: RawRows = RawRows(index, complete=complete)
 
     def __len__(self) -> int:
         return self.raw.count("structures") - len(self.raw.repeats[0])

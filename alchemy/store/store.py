@@ -36,10 +36,11 @@ from alchemy.store.rows import (
     SplitRow,
 )
 from alchemy.store.schema import encode
-from alchemy.store.segment import Segment
+from alchemy.store.segment import Segment, inspect
 from alchemy.store.snapshot import Snapshot
 
 DURABILITY = ("fsync", "nofsync")
+IO = ("auto", "mmap", "pread")
 _TRIES = 10
 _Found = TypeVar("_Found")
 
@@ -48,6 +49,8 @@ class Store:
     """Append rows and take snapshots. Creates nothing before the first append.
 
     durability 'nofsync' survives a killed process but not a power cut; for tests and scratch.
+    io 'mmap' maps large files; 'pread' reads them, so that a network file system that fails is an error
+    and not the death of the process; 'auto' reads on network file systems and maps elsewhere.
     `fs` replaces the system calls in tests.
     """
 
@@ -56,21 +59,25 @@ class Store:
         path: Path | str,
         *,
         durability: str = "fsync",
+        io: str = "auto",
         fs: FileSystem | None = None,
     ) -> None:
         if durability not in DURABILITY:
             raise StoreError(f"durability {durability!r}: use one of {', '.join(DURABILITY)}")
-        self.path = Path(path)
+        if io not in IO:
+            raise StoreError(f"io {io!r}: use one of {', '.join(IO)}")
+        self.path, self.io = Path(path), io
         self.directory = self.path.with_name(self.path.name + ".d")
         self.durability = durability
-        self.fs = fs or FileSystem()
+        reads = io == "pread" or (io == "auto" and disk.is_remote(self.path))
+        self.fs = fs or (disk.ReadingFileSystem() if reads else FileSystem())
         self._index = Index()
         self._tip: Snapshot | None = None
         self._lock = threading.RLock()
         self._directory_is_safe = False
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (self.path, self.durability)
+        return _reopen, (self.path, self.durability, self.io)
 
     def __repr__(self) -> str:
         return f"Store({str(self.path)!r})"
@@ -178,6 +185,35 @@ class Store:
         with self._lock:
             return self._retried(lambda: self._view(as_of))
 
+    def salvage(self) -> tuple[Snapshot, list[str]]:
+        """(the rows of all sound files, what was left out); reads every byte, changes nothing.
+
+        Labels, predictions and splits of structures that are in a damaged file are left out as well.
+        Raises StoreError when the files cannot be listed.
+        """
+        problems: list[str] = []
+        try:
+            entries = files.list_files(self.fs, self.path, problems)
+            found = {entry: inspect(self.fs, entry.path) for entry in entries}
+        except OSError as error:
+            raise StoreError(f"{self.path}: cannot read: {error}") from error
+        problems += [f"{text}; left out" for own in found.values() for text in own[:1]]
+        sound, index, last = [entry for entry in entries if not found[entry]], Index(), -1
+        while True:
+            chosen, beyond = files.cover(sound, last + 1)
+            index = index.more([(one.name, self._opened(one), one.hi) for one in chosen])
+            last = chosen[-1].hi if chosen else last
+            if not beyond:
+                break
+            end = min(entry.lo for entry in beyond) - 1
+            problems.append(f"{self.directory}: commits {last + 1} to {end} are missing or damaged")
+            last = end
+        return Snapshot(index, complete=not problems), problems
+
+    def _opened(self, one: files.Chosen) -> Segment:
+        segment = Segment(self.fs, one.entry.path)
+        return segment if one.lo == one.entry.lo else segment.between(one.lo, one.hi)
+
     def _retried(self, look: Callable[[], _Found]) -> _Found:
         for tries_left in reversed(range(_TRIES)):
             try:
@@ -228,14 +264,9 @@ class Store:
         have = self._index.names
         if have[: len(names)] != names[: len(have)]:
             self._index, self._tip = Index(), None
-        found = []
-        for one in wanted[len(self._index.names) :]:
-            segment = Segment(self.fs, one.entry.path)
-            if one.lo != one.entry.lo:
-                segment = segment.between(one.lo, one.hi)
-            found.append((one.name, segment, one.hi))
-        if found:
-            self._index, self._tip = self._index.more(found), None
+        if found := wanted[len(self._index.names) :]:
+            opened = [(one.name, self._opened(one), one.hi) for one in found]
+            self._index, self._tip = self._index.more(opened), None
 
     def segments(self, as_of: int) -> list[Segment]:
         """The files of commits 0…as_of without an index of what is in them. Raises as `snapshot` does."""
@@ -274,5 +305,5 @@ class _GapError(Exception):
     """A commit number is missing; perhaps only in this listing of the directory."""
 
 
-def _reopen(path: Path, durability: str) -> Store:
-    return Store(path, durability=durability)
+def _reopen(path: Path, durability: str, io: str) -> Store:
+    return Store(path, durability=durability, io=io)
