@@ -31,35 +31,56 @@ def charge_and_multiplicity(atoms: Atoms) -> tuple[int, int]:
 
 def structure_uid(atoms: Atoms) -> str:
     """32 hex digits that change when, and only when, a label could."""
-    return _uid(atoms, _on_grid(atoms.positions).tobytes(), _on_grid(atoms.cell).tobytes())
+    return structure_uids([atoms])[0]
 
 
 def structure_uids(frames: Sequence[Atoms]) -> list[str]:
     """`structure_uid` of each, rounded together."""
     if not frames:
         return []
-    positions = _on_grid(np.concatenate([atoms.positions for atoms in frames])).tobytes()
-    cells = _on_grid(np.array([np.asarray(atoms.cell) for atoms in frames])).tobytes()
-    found, start = [], 0
-    for i, atoms in enumerate(frames):
-        end = start + 24 * len(atoms)
-        found.append(_uid(atoms, positions[start:end], cells[72 * i : 72 * i + 72]))
-        start = end
+    states = [charge_and_multiplicity(atoms) for atoms in frames]
+    return uids_of_columns(
+        [len(atoms) for atoms in frames],
+        np.concatenate([atoms.numbers for atoms in frames]),
+        np.concatenate([atoms.positions for atoms in frames]),
+        cells=np.array([np.asarray(atoms.cell) for atoms in frames]),
+        pbc=[atoms.pbc.tolist() for atoms in frames],
+        states=states,
+    )
+
+
+def uids_of_columns(
+    sizes: Sequence[int],
+    numbers: np.ndarray,
+    positions: np.ndarray,
+    *,
+    cells: np.ndarray,
+    pbc: Sequence[Sequence[bool]],
+    states: Sequence[tuple[int, int]],
+) -> list[str]:
+    """Uids of structures whose atoms stand one after another.
+
+    Args:
+        sizes: numbers of atoms [S]; numbers, positions: of all of them, [A] and [A,3] in Å.
+        cells, pbc: [S,3,3] in Å and [S,3]; states: charge (e) and multiplicity of each.
+    """
+    kinds, places, boxes = np.asarray(numbers, "u1").tobytes(), _on_grid(positions), _on_grid(cells)
+    moved, walls = memoryview(places.tobytes()), memoryview(boxes.tobytes())
+    start, found = hashlib.blake2b(b"alchemy-uid-1", digest_size=16), []
+    end = 0
+    for i, (size, periodic, state) in enumerate(zip(sizes, pbc, states, strict=True)):
+        first, end = end, end + size
+        digest = start.copy()
+        digest.update(struct.pack("<i3?ii", size, *periodic, *state))
+        digest.update(kinds[first:end])
+        digest.update(moved[24 * first : 24 * end])
+        digest.update(walls[72 * i : 72 * i + 72])
+        found.append(digest.hexdigest())
     return found
 
 
 def _on_grid(values: np.ndarray) -> np.ndarray:
     return np.rint(np.asarray(values, dtype=np.float64) * GRID_PER_A).astype("<i8")
-
-
-def _uid(atoms: Atoms, positions: bytes, cell: bytes) -> str:
-    charge, multiplicity = charge_and_multiplicity(atoms)
-    digest = hashlib.blake2b(b"alchemy-uid-1", digest_size=16)
-    digest.update(struct.pack("<i3?ii", len(atoms), *atoms.pbc.tolist(), charge, multiplicity))
-    digest.update(np.asarray(atoms.numbers, dtype="u1").tobytes())
-    digest.update(positions)
-    digest.update(cell)
-    return digest.hexdigest()
 
 
 def content_hash(document: Any) -> str:

@@ -121,7 +121,7 @@ def test_without_mapping_the_same_is_read_and_a_failing_server_is_an_error(store
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     lost.fs.pread = fail
-    with pytest.raises(StoreError, match="cannot read: .*Input/output error"):
+    with pytest.raises(StoreError, match=r"cannot read: .*Input/output error"):
         view.labels()
     with pytest.raises(StoreError, match="use one of auto, mmap, pread"):
         Store(store.path, io="maybe")

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from alchemy.errors import StoreError
-from alchemy.identity import structure_uid
+from alchemy.identity import uids_of_columns
 from alchemy.store import files
 from alchemy.store.columns import TABLES
 from alchemy.store.derived import wrong_in
 from alchemy.store.ids import id_texts
+from alchemy.store.index import Index
 from alchemy.store.named import GROUPS, specs_in
-from alchemy.store.schema import NULL_CODE, decode, row_count
+from alchemy.store.schema import NULL_CODE, row_count
 from alchemy.store.segment import Segment, inspect, offset_path
 
 if TYPE_CHECKING:
@@ -32,23 +33,23 @@ def check(store: Store) -> list[str]:
         raise StoreError(f"{store.path}: cannot read: {error}") from error
     chosen, beyond = files.cover(entries)
     in_use = {one.entry.path for one in chosen}
-    uids: set[str] = set()
     owners: dict[str, files.Entry] = {}
     for entry in entries:
         found = inspect(store.fs, entry.path)
         if not found:
-            segment = Segment(store.fs, entry.path)
+            segment = Segment(store.fs, entry.path, verify=False)  # every byte was just read
             found = _place(segment, entry, owners)
             if entry.path in in_use:
                 found += [f"{entry.path}: {text}" for text in _inside(segment)]
-                uids.update(id_texts(_ids(segment, "structures", "uid")))
         problems += found
     if beyond:
         last = chosen[-1].hi if chosen else -1
         problems.append(files.gap_message(store.directory, last, beyond))
     if not problems:
-        for one in chosen:
-            problems += _references(Segment(store.fs, one.entry.path), uids)
+        segments = [Segment(store.fs, one.entry.path, verify=False) for one in chosen]
+        index = Index().more([(one.name, s, one.hi) for one, s in zip(chosen, segments, strict=True)])
+        for segment in segments:
+            problems += _references(segment, index)
     return problems
 
 
@@ -116,21 +117,37 @@ def _cut_by(segment: Segment, path: str) -> Iterator[tuple[str, int]]:
 
 
 def _identities(segment: Segment) -> Iterator[str]:
-    """Structures hash to their uids, and the atoms of a label are as many as those of its structure."""
-    from alchemy.store.snapshot import atoms_of
+    """Structures hash to their uids, and have as many atoms as they say."""
+    n = row_count(segment, "structures")
+    if not n:
+        return
+    names = ("n_atoms", "offset", "atoms/numbers", "atoms/positions", "cell", "pbc", "charge", "multiplicity")
+    sizes, offset, numbers, positions, cells, pbc, *states = (segment[f"/structures/{x}"] for x in names)
+    if not np.array_equal(np.diff(offset), sizes):
+        yield "/structures/n_atoms: not the numbers of atoms that the offsets say"
+        return
+    for start in range(0, n, _ROWS_AT_ONCE):
+        stop = min(start + _ROWS_AT_ONCE, n)
+        atoms, rows = slice(int(offset[start]), int(offset[stop])), slice(start, stop)
+        found = uids_of_columns(
+            sizes[rows].tolist(),
+            numbers[atoms],
+            positions[atoms],
+            cells=cells[rows],
+            pbc=pbc[rows].astype(bool).tolist(),
+            states=list(zip(*(column[rows].tolist() for column in states), strict=True)),
+        )
+        for uid, right in zip(id_texts(segment["/structures/uid"][rows]), found, strict=True):
+            if uid != right:
+                yield f"/structures: {uid} is not the uid of what is stored under it"
 
-    for start in range(0, row_count(segment, "structures"), _ROWS_AT_ONCE):
-        stop = min(start + _ROWS_AT_ONCE, row_count(segment, "structures"))
-        for row in decode(segment, "structures", np.arange(start, stop)):
-            if row.n_atoms != len(row.numbers) or structure_uid(atoms_of(row)) != row.uid:
-                yield f"/structures: {row.uid} is not the uid of what is stored under it"
 
-
-def _references(segment: Segment, uids: set[str]) -> Iterator[str]:
+def _references(segment: Segment, index: Index) -> Iterator[str]:
     """Rows that speak of a structure speak of one that is there."""
     for table in ("labels", "predictions", "splits"):
-        unknown = {uid for uid in id_texts(_ids(segment, table, "structure_uid")) if uid not in uids}
-        for uid in sorted(unknown)[:5]:
+        own = _ids(segment, table, "structure_uid")
+        unknown = own[index.first_raw("/structures/uid", own) < 0]
+        for uid in sorted(set(id_texts(unknown)))[:5]:
             yield f"{segment.path}: /{table}/structure_uid: there is no structure {uid}"
 
 
