@@ -230,7 +230,7 @@ def test_only_one_process_compacts_at_a_time_and_locks_are_not_needed(store):
 
 def work(path, number):
     store = Store(path, durability="nofsync")
-    for i in range(25):
+    for i in range(20):
         store.append(structures=[hydrogen(i, number), hydrogen(i, 99)])
 
 
@@ -255,8 +255,8 @@ def read_often(path, stop):
 def test_writers_compactors_and_readers_at_once_lose_nothing(tmp_path):
     path, stop = str(tmp_path / "store.h5"), str(tmp_path / "stop")
     fork = multiprocessing.get_context("fork")
-    writers = [fork.Process(target=work, args=(path, k)) for k in range(3)]
-    tasks = (compact_often, compact_often, read_often)
+    writers = [fork.Process(target=work, args=(path, k)) for k in range(4)]
+    tasks = (compact_often, compact_often, read_often, read_often)
     others = [fork.Process(target=task, args=(path, stop)) for task in tasks]
     for process in (*writers, *others):
         process.start()
@@ -265,9 +265,9 @@ def test_writers_compactors_and_readers_at_once_lose_nothing(tmp_path):
     Path(stop).touch()
     for process in others:
         process.join(20)
-    assert [process.exitcode for process in (*writers, *others)] == [0] * 6
+    assert [process.exitcode for process in (*writers, *others)] == [0] * 8
     view = Store(path).snapshot()
-    assert len(view) == len(set(view.uids())) == 3 * 25 + 25
+    assert len(view) == len(set(view.uids())) == 4 * 20 + 20
     # each commit of a writer that added something is there once
     assert len({c.uuid for c in log(Store(path))}) == view.last + 1
     assert Store(path).check() == []

@@ -19,7 +19,7 @@ from alchemy.store.layout import BLOCK, MAGIC, USER_BLOCK, crc32_blocks
 
 # Python's mmap keeps a file descriptor, of which a process has about a thousand; small files are
 # read whole, and then verifying their sha256 costs next to nothing.
-READ_WHOLE = 1 << 22
+READ_WHOLE = 1 << 20
 
 # Derived datasets that number rows of the whole file, of no use for a part of it.
 BY_PLACE = ("/uid_order", "/structure_row")
@@ -65,7 +65,7 @@ def newer(path: Path, version: str) -> StoreError:
 class Segment:
     """A sealed file opened for reading; arrays are read-only views of its bytes.
 
-    Files up to 4 MiB are verified against their sha256 when opened. Larger ones are mapped, and each of
+    Files up to 1 MiB are verified against their sha256 when opened. Larger ones are mapped, and each of
     their datasets is verified when it is first used. Raises StoreDamagedError, FileNotFoundError and
     other OSErrors.
     """
