@@ -24,6 +24,7 @@ from .recipes import Recipe
 from .reico import Reico
 from .selectors import CalibratedError, Random
 from .stops import FreshForceRmse, LabelCount, Rounds, WallTime
+from .ts import TransitionStates
 
 __all__ = [
     "BasinHopping",
@@ -51,6 +52,7 @@ __all__ = [
     "SessionFactory",
     "StopReason",
     "StopRule",
+    "TransitionStates",
     "WalkerReport",
     "WallTime",
     "fit_calibration",

@@ -9,9 +9,9 @@ features.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from ase import Atoms
@@ -54,8 +54,8 @@ class Candidate:
     """A structure that an explorer offers for labelling."""
 
     atoms: Atoms
-    source: str  # which explorer: 'md'
-    reason: str  # 'sampled' | 'crossed' | 'last-good' | 'survivor'
+    source: str  # which explorer: 'md' | 'ts'
+    reason: str  # md: 'sampled' | 'crossed' | 'last-good' | 'survivor'; ts: see `ts.search`
     walker: int
     step: int
     time_fs: float
@@ -80,6 +80,7 @@ class Exploration:
     candidates: tuple[Candidate, ...]
     walkers: tuple[WalkerReport, ...]
     force_calls: int  # structures evaluated: a batch of eight counts eight
+    facts: Mapping[str, Any] = field(default_factory=dict)  # JSON-able, for the round's report
 
 
 class Explorer(Protocol):
