@@ -27,7 +27,7 @@ from .plugins import find
 from .progress import Progress
 from .records import read_json, write_json_atomic
 from .report import write_report
-from .stages import decide, explore, label, model, start
+from .stages import decide, explore, label, model, saddles, start
 from .stages.context import Context
 from .state import Home, RoundState
 from .store import Store
@@ -293,6 +293,9 @@ def _decide(context: Context, state: RoundState) -> StopReason | None:
         reason = rule(history)
         if reason is not None:
             return reason
+    settled = saddles.stop(context, state)
+    if settled is not None:
+        return settled
     picked = (state.outputs("select") or {}).get("picked", [])
     if not picked:
         return StopReason(

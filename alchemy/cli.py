@@ -10,7 +10,16 @@ from collections.abc import Sequence
 
 import click
 
-from alchemy import __version__, cli_campaign, cli_data, cli_label, cli_plugins, cli_sample, cli_train
+from alchemy import (
+    __version__,
+    cli_campaign,
+    cli_data,
+    cli_label,
+    cli_plugins,
+    cli_sample,
+    cli_train,
+    cli_ts,
+)
 from alchemy.errors import AlchemyError
 from tace.cli_common import SETTINGS, InOrder, run_command
 from tace.errors import TaceError
@@ -33,7 +42,7 @@ def cli() -> None:
     """Active learning of interatomic potentials with committees of TACE models."""
 
 
-for _module in (cli_campaign, cli_data, cli_train, cli_label, cli_sample, cli_plugins):
+for _module in (cli_campaign, cli_data, cli_train, cli_label, cli_sample, cli_ts, cli_plugins):
     for _command in _module.COMMANDS:
         cli.add_command(_command)
 

@@ -44,6 +44,7 @@ def examine(campaign: Campaign) -> Findings:
     findings = Findings(warnings=campaign_warnings(campaign))
     frames = _read_structures(campaign, findings)
     _volumes_for_npt(campaign, findings)
+    _read_reactions(campaign, findings)
     _make_labelers(campaign, findings, frames)
     _find_plugins(campaign, findings)
     present = {symbol for atoms in frames for symbol in atoms.get_chemical_symbols()}
@@ -155,6 +156,14 @@ def _volumes_for_npt(campaign: Campaign, findings: Findings) -> None:
                     f"axes, and {found} {formula}; name others with structures:, or choose nvt"
                 )
             )
+
+
+def _read_reactions(campaign: Campaign, findings: Findings) -> None:
+    if any(item.ts is not None for item in campaign.explore):
+        from alchemy.reactions import examined
+
+        for error in examined(campaign):
+            findings.blame(error, "explore: ts: ")
 
 
 def _make_labelers(campaign: Campaign, findings: Findings, frames: Sequence[Atoms]) -> None:

@@ -129,7 +129,12 @@ def _sample(campaign: Campaign, sample: Sample, loc: Loc) -> Iterator[Problem]:
 
 def _explorers(campaign: Campaign) -> Iterator[Problem]:
     for number, item in enumerate(campaign.explore):
-        if item.plugin is None and item.md is None:
+        if item.ts is not None:
+            for key in ("network", "reactant", "product", "guess", "trajectory"):
+                path = getattr(item.ts, key)
+                if path is not None:
+                    yield from _no_file(campaign, path, ("explore", number, "ts", key))
+        elif item.plugin is None and item.md is None:
             loc = ("explore", number, item.kind)
             if isinstance(item.block.structures, Path):
                 yield from _no_file(campaign, item.block.structures, (*loc, "structures"))

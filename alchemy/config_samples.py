@@ -43,11 +43,12 @@ from alchemy.config_structures import (
     Substitute,
     Vacancy,
 )
+from alchemy.config_ts import ExploreTs
 from alchemy.quantities import Force, Length, Pressure, Temperature, Time
 from tace.wording import describe, hint
 
 SAMPLE_KINDS = ("files", "rattle", "md", *BLOCKS)
-EXPLORERS = ("md", "reico", "basin_hopping")  # those with a block of their own
+EXPLORERS = ("md", "reico", "basin_hopping", "ts")  # those with a block of their own
 Temperatures = Annotated[tuple[Temperature, ...], Field(min_length=1)]
 
 _INDEX = r"^(-?\d+|(-?\d*)(:-?\d*){1,2})$"
@@ -251,6 +252,7 @@ class Explore(Block):
     md: ExploreMd | None = Field(default=None, description="Molecular dynamics with the committee")
     reico: ExploreReico | None = Field(default=None, description="Random structures of all elements")
     basin_hopping: ExploreHopping | None = Field(default=None, description="Minima found by random hops")
+    ts: ExploreTs | None = Field(default=None, description="Transition states with the committee")
     plugin: str | None = Field(default=None, description="Name of another package's explorer")
     options: dict[str, Any] = Field(default_factory=dict, description="What it was given")
 

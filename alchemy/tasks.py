@@ -135,6 +135,7 @@ def explore(request: dict[str, Any]) -> dict[str, Any]:
             for w in result.walkers
         ],
         "force_calls": result.force_calls,
+        "facts": dict(result.facts),
         "cpu_s": time.process_time() - cpu,
     }
     write_json_atomic(out, document)

@@ -22,6 +22,7 @@ from ..plugins import find
 from ..records import finite_or_none
 from ..state import RoundState
 from ..store import EventRow, SplitRow
+from . import saddles
 from .context import CommitteeScores, Context
 
 MIN_CALIBRATION_FRAMES = 8  # fewer random frames than this: all fresh labels are used, and it is said
@@ -40,7 +41,7 @@ def select(
     scores = context.score(state.number, uids, context.target, name="candidates")
     pool = _pool(context, state, uids, scores, calibration)
     selector = _selector(context)
-    picked: dict[str, dict[str, Any]] = {}
+    picked = saddles.picks(state, uids, budgets[context.target])
     reasons: dict[str, str] = {}
     order = [context.target, *(f for f in reversed(context.fidelities) if f != context.target)]
     for fidelity in order:
@@ -178,6 +179,7 @@ def assess(
         outputs, and the calibration for the next round, fitted to the fresh labels of all rounds.
     """
     state.facts["fresh"] = {}
+    saddles.assess(context, state, picked)
     for fidelity in context.fidelities:
         own = [p for p in picked if fidelity in p["fidelities"]]
         measured = _fresh(context, state, own, fidelity, calibration)

@@ -20,6 +20,7 @@ from ..identity import structure_uid
 from ..records import atoms_from_document, frame_to_document
 from ..state import RoundState
 from ..store import EventRow, PredictionRow, Snapshot
+from . import saddles
 from .context import Context
 from .downhill import downhill_conditions
 from .watch import watch_random
@@ -36,8 +37,12 @@ def explore(context: Context, state: RoundState, calibration: Calibration) -> di
     snapshot = context.store.snapshot()
     requests: list[dict[str, Any]] = []
     for n, item in enumerate(context.campaign.explore):
-        starts = _starts(context, snapshot, item)
-        for options in conditions(item, context.campaign.stop_md):
+        work = (
+            saddles.searches(context, state, n)
+            if item.ts is not None
+            else _work(context, snapshot, item)
+        )
+        for starts, options in work:
             requests.append(
                 {
                     "explorer": item.kind,
@@ -60,8 +65,17 @@ def explore(context: Context, state: RoundState, calibration: Calibration) -> di
         "outcomes": dict(Counter(w["outcome"] for w in walkers)),
         "cpu_s": sum(d["cpu_s"] for d in documents),
     }
+    if any(item.ts is not None for item in context.campaign.explore):
+        state.facts["explore"]["reactions"] = saddles.found(context, state, documents, requests)
+        uids = saddles.within_cap(state, uids)
     random = [uid for uid in uids if uid in made["reico"]]
     return {"candidates": uids, **({"reico": random} if random else {})}
+
+
+def _work(context: Context, snapshot: Snapshot, item: Explore) -> list[tuple[list[Atoms], dict[str, Any]]]:
+    """Starts and options of every task of an item."""
+    starts = _starts(context, snapshot, item)
+    return [(starts, options) for options in conditions(item, context.campaign.stop_md)]
 
 
 def _starts(context: Context, snapshot: Snapshot, item: Explore) -> list[Atoms]:

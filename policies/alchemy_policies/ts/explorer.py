@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
+from ase.constraints import FixAtoms
 
 from ..base import Candidate, Exploration, PolicyError, SessionFactory, WalkerReport
 from ..calibration import Calibration
@@ -31,7 +32,8 @@ class TransitionStates:
     every other start one saddle is looked for in a random direction.
     """
 
-    reactions: tuple[Mapping[str, Any], ...] | None = None  # name, reactant, product, guess, is_guess
+    # each: name, reactant, product, guess, is_guess, fixed (atoms that do not move)
+    reactions: tuple[Mapping[str, Any], ...] | None = None
     label_above_eV_per_A: float = 0.5  # expected error (worst decile) that ends a search
     abort_above_eV_per_A: float = 5.0
     check_every: int = 5
@@ -146,7 +148,7 @@ def paired(starts: Sequence[Atoms]) -> list[dict[str, Any]]:
 
 
 def _reaction(entry: Mapping[str, Any], starts: Sequence[Atoms]) -> Reaction:
-    known = {"name", "reactant", "product", "guess", "is_guess"}
+    known = {"name", "reactant", "product", "guess", "is_guess", "fixed"}
     strange = sorted(set(entry) - known)
     if strange or "reactant" not in entry:
         raise PolicyError(f"a reaction has 'reactant' and may have {', '.join(sorted(known))}; found {entry}")
@@ -158,7 +160,7 @@ def _reaction(entry: Mapping[str, Any], starts: Sequence[Atoms]) -> Reaction:
         if not (isinstance(place, int) and 0 <= place < len(starts)):
             raise PolicyError(f"reaction {entry.get('name')}: {key} is {place!r}, not a place among the "
                               f"{len(starts)} start structures")  # fmt: skip
-        return starts[place]
+        return _held(starts[place], entry.get("fixed", ()), str(entry.get("name", place)))
 
     reactant = at("reactant")
     assert reactant is not None
@@ -169,6 +171,17 @@ def _reaction(entry: Mapping[str, Any], starts: Sequence[Atoms]) -> Reaction:
         at("guess"),
         bool(entry.get("is_guess", False)),
     )
+
+
+def _held(atoms: Atoms, fixed: Sequence[int], name: str) -> Atoms:
+    """The structure with these atoms fixed, besides those that are."""
+    if not len(fixed):
+        return atoms
+    if not all(isinstance(n, int) and 0 <= n < len(atoms) for n in fixed):
+        raise PolicyError(f"reaction {name}: fixed is {list(fixed)}; count atoms from 0 to {len(atoms) - 1}")
+    held = atoms.copy()
+    held.set_constraint([*atoms.constraints, FixAtoms(list(fixed))])
+    return held
 
 
 def _report(index: int, place: int, result: SearchResult | None) -> WalkerReport:

@@ -1,7 +1,8 @@
 """The first guess of a path: IDPP between two structures, around what would collide.
 
-IDPP: Smidstrup et al., JCP 140, 214106 (2014), all images in one array (ASE's took 3 s for nine
-images of three atoms, this takes 0.1 s). A straight line may carry an atom (HCN → HNC): then the middle of the path is first kicked aside, at random.
+IDPP: Smidstrup et al., JCP 140, 214106 (2014); all images in one array (HCN → HNC with nine images took
+3 s with ASE's, and takes 0.2 s here). A straight line may carry an atom through another, as it does there:
+then the middle of the path is first kicked aside, at random.
 """
 
 from __future__ import annotations
