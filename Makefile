@@ -65,7 +65,7 @@ $(STAMP): pyproject.toml constraints.txt $(TORCH)
 	@$(BIN)/python -c 'from importlib.metadata import version; print("torch==" + version("torch"))' \
 	  >> $(VENV)/constraints.txt
 	@echo "installing alchemy and what it needs"
-	@$(PIP) install -qq -c $(VENV)/constraints.txt -e '.[demo,dev]'
+	@$(PIP) install -qq -c $(VENV)/constraints.txt -e '.[demo,dev,sella]'
 	@$(BIN)/python -m tace.native
 	@rm -f $(UNFINISHED)
 	@touch $@

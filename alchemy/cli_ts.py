@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from alchemy_policies.ts import Reaction, SearchResult
     from ase import Atoms
 
-NONE_FOUND = 5
+NOT_ALL_FOUND = 5
 METHODS = ("neb", "neb+dimer", "neb+sella", "dimer", "sella")
 _EXPLAINED = {
     "saddle": "one imaginary mode, and its ways down join the ends",
@@ -120,7 +120,8 @@ def ts(reactant: Path | None, product: Path | None, out: Path, as_json: bool, **
         say_json({"out": str(out) if frames else None, "reactions": rows})
     else:
         _say_all(rows, str(out) if frames else "")
-    click.get_current_context().exit(0 if all(r["outcome"] == "saddle" for r in rows) else NONE_FOUND)
+    known = all(row["outcome"] in ("saddle", "duplicate") for row in rows)
+    click.get_current_context().exit(0 if known else NOT_ALL_FOUND)
 
 
 def _refuse_unclear(reactant: Path | None, product: Path | None, options: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from alchemy_policies.ts.saddles import imaginary_modes
 from ase import Atoms
 from ase.calculators.calculator import CalculationFailed
 from ase.calculators.emt import EMT
+from ase.constraints import FixAtoms
 from ts_helpers import (
     HCN,
     HIGH,
@@ -175,6 +176,23 @@ def test_a_code_that_gives_up_ends_one_search_only():
     found = explore([at(LEFT), at(MIDDLE)], Failing())
     assert outcomes(found) == ["not-finite"]
     assert all(np.isfinite(c.atoms.positions).all() for c in found.candidates)
+
+
+def test_a_code_that_gives_up_beside_the_saddle_proves_nothing():
+    class Edge(MullerBrown):
+        def calculate(self, atoms=None, *args) -> None:
+            if abs(atoms.positions[1, 2]) > 0.005:  # only a Hessian leaves the plane
+                raise CalculationFailed("SCF not converged")
+            super().calculate(atoms, *args)
+
+    assert outcomes(explore([at(LEFT), at(MIDDLE)], Edge())) == ["not-finite"]
+
+
+def test_where_every_atom_is_fixed_nothing_reacts():
+    still = at(LEFT)
+    still.set_constraint(FixAtoms([0, 1]))
+    with pytest.raises(PolicyError, match="every atom is fixed"):
+        checked(Reaction("none", still, at(MIDDLE)))
 
 
 def test_ends_that_relax_into_one_minimum_are_no_reaction():

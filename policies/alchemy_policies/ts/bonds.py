@@ -19,6 +19,7 @@ from scipy.sparse.csgraph import connected_components
 from ..guards import Guards, Reference, close_pairs
 
 BONDED = 1.25  # C-C 1.9 Å, C-H 1.3, O-H 1.2, H-H 0.78, Al-Al 3.0
+MOST_TRIES = 100_000
 FORMED, BROKEN = 1.2, 1.6  # in MD: a stretched bond that swings back has not reacted
 
 Bonds = frozenset[tuple[int, int]]
@@ -57,7 +58,8 @@ def isomorphic(one: Atoms, other: Atoms) -> bool:
     """Whether the two are the same molecules, whatever the order of their atoms.
 
     Colours of atoms are refined by those of their neighbours (Weisfeiler & Leman 1968); what the
-    colours leave open is searched by backtracking. Mirror images are the same.
+    colours leave open is searched by backtracking, for `MOST_TRIES` steps: then they count as different,
+    which only large and highly symmetric graphs that are not the same come to. Mirror images are the same.
     """
     if sorted(one.numbers) != sorted(other.numbers):
         return False
@@ -100,7 +102,9 @@ def _match(
     near: Sequence[Sequence[set[int]]],
 ) -> bool:
     stack = [iter(_options(order[0], chosen, colours, near))] if order else []
-    while stack:
+    for _ in range(MOST_TRIES):
+        if not stack:
+            break
         depth = len(stack) - 1
         chosen.pop(order[depth], None)
         partner = next(stack[-1], None)

@@ -84,7 +84,7 @@ def climb_dimer(
 
 def softest(surface: Surface, positions_A: np.ndarray) -> np.ndarray:
     """Direction of least curvature, [A,3], of a Hessian by finite differences."""
-    found = hessians(surface, positions_A)
+    found = hessians(surface, positions_A, members=False)
     return np.asarray(vibrations(surface, positions_A, found.mean).displacements[0])
 
 

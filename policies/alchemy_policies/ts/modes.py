@@ -19,6 +19,10 @@ STEP_A = 0.01  # float32 forces carry 1e-5 eV/Å of noise: 1e-3 eV/Å² here, 3 
 _TO_CM = units._hbar * 1e10 / math.sqrt(units._e * units._amu) / units.invcm  # of √(eV/Å²/amu)
 
 
+class NotFiniteError(ArithmeticError):
+    """No Hessian here; ends the search that asked for it."""
+
+
 @dataclass(frozen=True)
 class Hessians:
     """[3F,3F] of the mean and [K,3F,3F] of the members, eV/Å², over the F moving atoms."""
@@ -27,17 +31,28 @@ class Hessians:
     members: np.ndarray
 
 
-def hessians(surface: Surface, positions_A: np.ndarray, *, step_A: float = STEP_A) -> Hessians:
-    """Central differences of the forces, symmetrised."""
+def hessians(
+    surface: Surface, positions_A: np.ndarray, *, members: bool = True, step_A: float = STEP_A
+) -> Hessians:
+    """Central differences of the forces, symmetrised.
+
+    Args:
+        members: the members' own too, which costs each of them its forces.
+
+    Raises:
+        NotFiniteError: a displaced structure could not be computed.
+    """
     free = np.flatnonzero(~surface.fixed)
     count = 3 * len(free)
     moves = np.zeros((count, len(positions_A), 3))
     moves[np.arange(count), np.repeat(free, 3), np.tile(np.arange(3), len(free))] = step_A
     copies = np.concatenate([positions_A + moves, positions_A - moves])
-    look = surface(copies, members=True)
+    look = surface(copies, members=members)
     every = look.member_forces_eV_per_A
     if every is None:
         every = look.forces_eV_per_A[None]
+    if not np.isfinite(every).all():
+        raise NotFiniteError("a force beside the structure is not finite")
     slopes = (every[:, count:] - every[:, :count])[:, :, free] / (2 * step_A)
     each = slopes.reshape(len(every), count, count)
     each = (each + each.swapaxes(1, 2)) / 2

@@ -43,6 +43,8 @@ def checked(reaction: Reaction) -> Reaction:
     if len(start) == 0 or not np.isfinite(start.positions).all():
         raise PolicyError(f"reaction '{reaction.name}': the reactant has no atoms, or no finite positions")
     fixed = fixed_atoms(start)
+    if fixed.all():
+        raise PolicyError(f"reaction '{reaction.name}': every atom is fixed, nothing can react")
     others = {"product": reaction.product, "guess": reaction.guess}
     moved = {}
     for what, other in others.items():

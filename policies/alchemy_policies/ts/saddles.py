@@ -163,8 +163,8 @@ def judge_ends(
         pairs = [(ends[order[n]], named[n]) for n in range(2)]
         if all(_is(one, other, by_bonds=not same_graph) for one, other in pairs):
             return SADDLE, order
-    # the same reaction of other, equivalent atoms
-    if not isomorphic(*named):
+    # the same reaction of other, equivalent atoms; on a lattice that would be another hop
+    if not here.pbc.any() and not isomorphic(*named):
         for order in ((0, 1), (1, 0)):
             if all(isomorphic(ends[order[n]], named[n]) for n in range(2)):
                 return SADDLE, order

@@ -11,6 +11,7 @@ import numpy as np
 from ..base import PolicyError
 from .dimer import Climb, climb_dimer
 from .irc import relax
+from .modes import NotFiniteError
 from .neb import Band, relax_band
 from .path import first_path
 from .reactions import Reaction, distance_between
@@ -23,6 +24,7 @@ METHODS = ("neb", "neb+dimer", "neb+sella", "dimer", "sella")
 ONE_MINIMUM, NO_PATH = "ends-collapse", "no-path"
 COLLAPSED_A = 0.1
 TRIES = 4
+NOT_FINITE = "not-finite"
 KICK_A = 0.3  # away from a minimum, where only one structure is known
 # verdicts that leave nothing to learn from a label
 _KNOWN = ("rotation-only", "duplicate")
@@ -84,7 +86,10 @@ def search(
 ) -> SearchResult:
     """Look for the saddle of a reaction that `reactions.checked` has passed."""
     hunt = _Hunt(surface, reaction, options, Watch(surface, limits), rng)
-    outcome = hunt.run(known)
+    try:
+        outcome = hunt.run(known)
+    except NotFiniteError:
+        outcome = NOT_FINITE
     return SearchResult(
         reaction=hunt.reaction,
         outcome=outcome,
@@ -204,7 +209,7 @@ class _Hunt:
         if not options.method.startswith("neb"):  # its highest image is all that is wanted
             energies = self.surface(path).energies_eV
             fine = bool(np.isfinite(energies).all())
-            return Band(path, energies, NOT_CONVERGED, math.nan, 0), None if fine else "not-finite"
+            return Band(path, energies, NOT_CONVERGED, math.nan, 0), None if fine else NOT_FINITE
         alone = options.method == "neb"
         band = relax_band(
             self.surface,

@@ -44,8 +44,6 @@ class Surface:
     ) -> None:
         self.atoms = atoms
         self.fixed = fixed_atoms(atoms)
-        if self.fixed.all():
-            raise PolicyError(f"{atoms.get_chemical_formula()}: every atom is fixed, nothing can react")
         self.calls = 0  # structures evaluated
         self.members: int | None = None  # how many there are, once they were asked
         self._factory, self._calibration = session_factory, calibration

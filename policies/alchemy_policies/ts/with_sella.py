@@ -49,7 +49,7 @@ def climb_sella(
 
     def hessian(asked: Atoms) -> np.ndarray:
         full = np.zeros((len(free), len(free)))
-        full[np.ix_(free, free)] = hessians(surface, asked.positions).mean
+        full[np.ix_(free, free)] = hessians(surface, asked.positions, members=False).mean
         return full
 
     optimiser: Any = Sella(

@@ -1,0 +1,345 @@
+"""Saddles by active learning against the direct search: JSON lines, one per case and part.
+
+    python tests/bench/transition_states.py --smoke                    # EMT, small: does it run?
+    python tests/bench/transition_states.py --cases emt,hcn
+    python tests/bench/transition_states.py --cases emt,hcn,vinyl,baker --baker DIR_OF_BAKER_TS
+
+For each case: (1) `direct`, the search on the target level itself; (2) `pretrain`, a committee trained on
+the cheap level, whose structures come from its own search and copies of them, displaced; (3) `active`,
+that committee with a new level for the target, which buys labels until model and label agree
+(`refine_saddle`). The last line counts successes: agreed, and the target's energy at the committee's saddle
+within 30 meV of the direct one, with at most 12 labels. Cheap level: GFN2-xTB; for the metal, which it does
+not describe, a Morse potential (Girifalco & Weizer, Phys. Rev. 114, 687 (1959)). Target: EMT, and PySCF
+HF/3-21G unless --method and --basis say otherwise. CPU seconds are of this process, one thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import gzip
+import io
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from alchemy_policies.calibration import Calibration
+from alchemy_policies.ts import (
+    Label,
+    Reaction,
+    Surface,
+    TransitionStates,
+    calculator_sessions,
+    checked,
+    refine_saddle,
+    search,
+    summary,
+)
+from ase import Atoms
+from ase.build import add_adsorbate, fcc100
+from ase.calculators.calculator import CalculationFailed, Calculator, SCFError
+from ase.calculators.emt import EMT
+from ase.calculators.morse import MorsePotential
+from ase.constraints import FixAtoms
+from ase.io import read
+from harness import Record, emit, machine
+
+from alchemy.labelers.base import make_labeler
+from alchemy.ts_runs import SearchLabeler
+from tace.committee import Committee
+from tace.config import preset
+from tace.data import Labelled, make_samples
+from tace.finetune import extend_fidelities, fit_new_level
+from tace.model import Tace
+from tace.reference import mean_neighbors, set_statistics, statistics
+from tace.settings import TrainSettings
+from tace.train import fit
+
+CHEAP, TARGET = "cheap", "target"
+WITHIN_eV, MOST_LABELS = 0.030, 12
+BAKER = ("01_hcn", "03_h2co", "12_ethane_h2_abstraction", "24_h2cnh", "25_hcnh2")  # singlets, ≤ 10 atoms
+
+
+@dataclass(frozen=True)
+class Case:
+    """A reaction and its two levels of theory."""
+
+    name: str
+    reaction: Reaction
+    cheap: Calculator
+    target: Calculator
+    method: str = "neb+dimer"
+
+
+class Recorder:
+    """Sessions that remember what they were asked, with energies and forces."""
+
+    def __init__(self, calculator: Calculator) -> None:
+        self.factory = calculator_sessions(calculator)
+        self.frames: list[Labelled] = []
+
+    def __call__(self, frames: Sequence[Atoms]) -> Any:
+        session, kept = self.factory(frames), [a.copy() for a in frames]
+
+        def evaluate(positions: np.ndarray, member_forces: bool, **rest: Any) -> Any:
+            said = session(positions, member_forces, **rest)
+            parts = zip(
+                kept, said.per_structure(positions), said.per_structure(said.mean_forces),
+                said.mean_energies, strict=True,
+            )  # fmt: skip
+            for atoms, x, forces, energy in parts:
+                bare = Atoms(atoms.numbers, x.copy(), cell=atoms.cell, pbc=atoms.pbc)
+                if np.isfinite(forces).all() and np.abs(forces).max() < 30.0:
+                    self.frames.append(Labelled(bare, CHEAP, float(energy), forces.copy()))
+            return said
+
+        return evaluate
+
+
+def emt_case() -> Case:
+    slab = fcc100("Al", size=(2, 2, 2))
+    add_adsorbate(slab, "Al", 1.7, "hollow")
+    slab.center(axis=2, vacuum=4.0)
+    slab.info.clear()
+    slab.set_constraint(FixAtoms(mask=[atom.tag > 1 for atom in slab]))
+    over = slab.copy()
+    over.positions[-1, 0] += slab.cell[0, 0] / 2
+    morse = MorsePotential(epsilon=0.2703, r0=3.253, rho0=1.1646 * 3.253, rcut1=1.6, rcut2=2.0)
+    return Case("Al/EMT hop", Reaction("hop", slab, over), morse, EMT())
+
+
+def molecule_case(name: str, reaction: Reaction, args: argparse.Namespace, scratch: Path) -> Case:
+    cheap = make_labeler("tblite", {"method": "GFN2-xTB"}, base_dir=scratch)
+    level = {"method": args.method, "basis": args.basis}
+    target = make_labeler("pyscf", level, base_dir=scratch)
+    calculators = [SearchLabeler(x, scratch / f"{name}-{x.name}") for x in (cheap, target)]
+    how = "dimer" if reaction.is_guess else "neb+dimer"
+    return Case(name, reaction, calculators[0], calculators[1], how)
+
+
+def hcn() -> Reaction:
+    start = Atoms("HCN", [[-1.07, 0, 0], [0, 0, 0], [1.15, 0, 0]])
+    end = Atoms("HCN", [[2.17, 0, 0], [0, 0, 0], [1.17, 0, 0]])
+    return Reaction("hcn", start, end)
+
+
+def vinyl_alcohol() -> Reaction:
+    """CH2=CH-OH (syn) → CH3-CHO; the hydrogen of the hydroxyl, atom 6, moves to the far carbon, atom 0."""
+    start = Atoms("CCOHHHH", [
+        [1.20, -0.16, 0.0], [0.0, 0.43, 0.0], [-1.19, -0.20, 0.0], [2.10, 0.43, 0.0],
+        [1.32, -1.24, 0.0], [-0.09, 1.51, 0.0], [-1.07, -1.16, 0.0],
+    ])  # fmt: skip
+    end = Atoms("CCOHHHH", [
+        [1.17, -0.15, 0.0], [-0.23, 0.40, 0.0], [-1.23, -0.28, 0.0], [1.71, 0.22, 0.88],
+        [1.71, 0.22, -0.88], [-0.30, 1.51, 0.0], [1.15, -1.24, 0.0],
+    ])  # fmt: skip
+    return Reaction("vinyl", start, end)
+
+
+def baker(folder: Path) -> Iterator[Reaction]:
+    text = gzip.decompress((folder / "ts_guess_25.extxyz.gz").read_bytes()).decode()
+    for atoms in read(io.StringIO(text), ":", format="extxyz"):
+        name = atoms.info["name"]
+        if name in BAKER:
+            bare = Atoms(atoms.numbers, atoms.positions, info={"multiplicity": 1})
+            yield Reaction(name, bare, is_guess=True)
+
+
+def cases(args: argparse.Namespace, scratch: Path) -> Iterator[Case]:
+    wanted = args.cases.split(",")
+    if "emt" in wanted:
+        yield emt_case()
+    for name, make in (("hcn", hcn), ("vinyl", vinyl_alcohol)):
+        if name in wanted:
+            yield molecule_case(name, make(), args, scratch)
+    if "baker" in wanted:
+        for reaction in baker(args.baker):
+            yield molecule_case(reaction.name, reaction, args, scratch)
+
+
+def explorer(case: Case) -> TransitionStates:
+    options = {"method": case.method, "images": 5}
+    return TransitionStates(label_above_eV_per_A=2.0, abort_above_eV_per_A=20.0, search=options)
+
+
+def run_search(case: Case, factory: Any, seed: int) -> tuple[Any, float]:
+    """The result, and the CPU seconds that it took."""
+    started = time.process_time()
+    ready, plan = checked(case.reaction), explorer(case)
+    surface = Surface(ready.reactant, factory, Calibration.uncalibrated())
+    rng = np.random.default_rng(seed)
+    result = search(surface, ready, options=plan.search, limits=plan.limits, rng=rng)
+    return result, time.process_time() - started
+
+
+def direct(case: Case, seed: int) -> tuple[Record, Any]:
+    result, cpu = run_search(case, calculator_sessions(case.target), seed)
+    return {"what": "direct", **summary(result), "cpu_s": cpu}, result
+
+
+def pretraining_set(case: Case, args: argparse.Namespace) -> tuple[list[Labelled], Record]:
+    """Structures of the cheap level's own search, and displaced copies of them."""
+    rng, recorder, started = np.random.default_rng(args.seed), Recorder(case.cheap), time.process_time()
+    result, _ = run_search(case, recorder, args.seed)
+    seen = recorder.frames
+    chosen = [seen[i] for i in rng.permutation(len(seen))[: args.frames // 2]]
+    for _ in range(args.frames - len(chosen)):
+        atoms = chosen[int(rng.integers(len(chosen)))].atoms.copy()
+        atoms.positions += rng.normal(0.0, 0.06, atoms.positions.shape)
+        atoms.calc = case.cheap
+        try:
+            label = Labelled(atoms, CHEAP, atoms.get_potential_energy(), atoms.get_forces())
+        except (CalculationFailed, SCFError):
+            continue
+        atoms.calc = None
+        chosen.append(label)
+    record = {
+        "what": "cheap", "outcome": result.outcome, "barrier_eV": summary(result).get("barrier_eV"),
+        "cheap_calls": result.force_calls + args.frames - args.frames // 2, "frames": len(chosen),
+        "cpu_s": time.process_time() - started,
+    }  # fmt: skip
+    return chosen, record
+
+
+class Students:
+    """A committee of the cheap level, and what target labels make of it."""
+
+    def __init__(self, frames: list[Labelled], args: argparse.Namespace) -> None:
+        self.frames, self.args = frames, args
+        elements = tuple(sorted({int(z) for f in frames for z in f.atoms.numbers}))
+        config = preset("nano", elements=elements, fidelities=(CHEAP,), cutoff_A=4.0, les=None)
+        config = replace(config, avg_neighbors=mean_neighbors(frames, config))
+        held = max(1, len(frames) // 10)
+        samples = make_samples(frames, config)
+        self.base: list[Tace] = []
+        self.force_rmse: list[float] = []
+        for k in range(args.committee):
+            model = Tace(config, seed=args.seed + k, dtype=torch.float32)
+            set_statistics(model, statistics(frames, config))
+            settings = TrainSettings(steps=args.steps, seed=args.seed + k, validate_every=args.steps)
+            done = fit(model, samples[held:], samples[:held], settings=settings)
+            self.force_rmse.append(float(done.last_force_rmse_eV_per_A))
+            self.base.append(model)
+
+    def learn(self, labels: Sequence[tuple[Atoms, Label]]) -> Any:
+        """The new level from its labels; the cheap ones are replayed so that they are not forgotten."""
+        frames = [Labelled(a.copy(), TARGET, x.energy_eV, x.forces_eV_per_A) for a, x in labels]
+        members = []
+        for k, base in enumerate(self.base):
+            model = extend_fidelities(copy.deepcopy(base), [TARGET])
+            if frames:
+                fit_new_level(model, frames, TARGET)
+                order = np.random.default_rng(self.args.seed + k).permutation(len(self.frames))
+                old = [self.frames[i] for i in order[: self.args.replay]]
+                settings = TrainSettings(
+                    steps=self.args.tune, learning_rate=5e-3, seed=self.args.seed + k, fidelity_balance=0.8
+                )
+                samples = make_samples([*frames, *old], model.config)
+                fit(model.requires_grad_(True).train(), samples, [], settings=settings)
+            members.append(model)
+        committee = Committee(members)
+        calibration = Calibration.uncalibrated(len(members))
+        return (lambda wanted: committee.session(wanted, fidelity=TARGET)), calibration
+
+
+def labels_of(case: Case, frames: Sequence[Atoms]) -> list[Label | None]:
+    labels: list[Label | None] = []
+    for atoms in frames:
+        work = atoms.copy()
+        work.calc = case.target
+        try:
+            forces = work.get_forces(apply_constraint=False)
+            results = case.target.results
+            labels.append(Label(float(results.get("free_energy", results["energy"])), forces.copy()))
+        except (CalculationFailed, SCFError):
+            labels.append(None)
+    return labels
+
+
+def active(case: Case, args: argparse.Namespace, reference: Any) -> Iterator[Record]:
+    """Pretraining and the loop of labels."""
+    frames, record = pretraining_set(case, args)
+    yield record
+    started = time.process_time()
+    students = Students(frames, args)
+    yield {
+        "what": "pretrain", "frames": len(frames), "members": args.committee, "steps": args.steps,
+        "valid_force_rmse_eV_per_A": float(np.mean(students.force_rmse)),
+        "cpu_s": time.process_time() - started,
+    }  # fmt: skip
+    started = time.process_time()
+    done = refine_saddle(
+        case.reaction,
+        explorer(case),
+        label=lambda wanted: labels_of(case, wanted),
+        learn=students.learn,
+        rng=np.random.default_rng(args.seed),
+        first=students.learn([]),
+        max_labels=MOST_LABELS,
+        per_turn=args.per_turn,
+    )
+    cpu = time.process_time() - started
+    saddle, wanted = done.result.saddle, reference.saddle
+    off = None
+    if saddle is not None and wanted is not None:  # judged, not learnt from: not one of the labels
+        (said,) = labels_of(case, [_frame(case, saddle)])
+        off = None if said is None else said.energy_eV - wanted.energy_eV
+    success = (
+        done.outcome == "agreed" and off is not None and abs(off) <= WITHIN_eV and done.labels <= MOST_LABELS
+    )
+    yield {
+        "what": "active", **summary(done.result), "ended": done.outcome, "target_labels": done.labels,
+        "saddle_off_meV": None if off is None else 1e3 * off, "success": bool(success),
+        "turns": [f"{a.outcome}:{a.labels}" for a in done.attempts], "cpu_s": cpu,
+    }  # fmt: skip
+
+
+def _frame(case: Case, saddle: Any) -> Atoms:
+    atoms = case.reaction.reactant.copy()
+    atoms.set_constraint()
+    atoms.positions = saddle.positions_A
+    return atoms
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--cases", default="emt,hcn", help="of emt, hcn, vinyl, baker")
+    parser.add_argument("--baker", type=Path, help="folder of ts_guess_25.extxyz.gz")
+    parser.add_argument("--method", default="HF")
+    parser.add_argument("--basis", default="3-21g")
+    parser.add_argument("--committee", type=int, default=3)
+    parser.add_argument("--frames", type=int, default=300, help="of the cheap level")
+    parser.add_argument("--steps", type=int, default=800, help="of the pretraining of a member")
+    parser.add_argument("--tune", type=int, default=200, help="steps of a member after each turn of labels")
+    parser.add_argument("--replay", type=int, default=60, help="cheap frames among the target's")
+    parser.add_argument("--per-turn", type=int, default=3, help="labels of a turn")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--smoke", action="store_true", help="EMT alone, trained for a moment: does it run?")
+    args = parser.parse_args()
+    if args.smoke:
+        args.cases, args.frames, args.steps, args.tune, args.committee = "emt", 20, 10, 5, 2
+    if "baker" in args.cases.split(",") and args.baker is None:
+        parser.error("--cases baker needs --baker DIR")
+    torch.set_num_threads(1)
+    emit({"bench": "transition_states", "what": "machine", **machine()})
+    won: list[bool] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for case in cases(args, Path(folder)):
+            head = {"bench": "transition_states", "case": case.name, "seed": args.seed}
+            record, reference = direct(case, args.seed)
+            emit({**head, **record})
+            for record in active(case, args, reference):
+                emit({**head, **record})
+            won.append(bool(record["success"]))
+    emit({"bench": "transition_states", "what": "total", "cases": len(won), "successes": sum(won)})
+
+
+if __name__ == "__main__":
+    main()
