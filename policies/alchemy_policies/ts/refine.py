@@ -23,7 +23,8 @@ from .surface import Surface
 AGREE_eV, AGREE_eV_per_A = 0.030, 0.050
 NEAR_A = 0.02  # a structure this close to a labelled one teaches nothing
 SAME_SADDLE_A = 5e-4  # a stiff bond, 40 eV/Å², makes 20 meV/Å of it: nearer, the label is that of the saddle
-_ORDER = ("saddle", "unconfirmed-saddle", "crossed", "path", "along-mode", "end", "last-good")
+# a barrier hangs on its ends as much as on its top
+_ORDER = ("saddle", "unconfirmed-saddle", "end", "crossed", "path", "along-mode", "last-good")
 
 
 @dataclass(frozen=True)
