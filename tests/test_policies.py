@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from alchemy_policies import testing
 from alchemy_policies.base import Choice, Pick, PolicyError, Pool, StopReason
-from alchemy_policies.selectors import CalibratedError, Random
+from alchemy_policies.diversity import FarthestPoint, Lcmd, MaxDist
+from alchemy_policies.selectors import CalibratedError, DpGen, FirstCome, Random
 from alchemy_policies.stops import FreshForceRmse, LabelCount, Rounds, WallTime
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,7 +24,17 @@ SELECTORS = {
     "calibrated": lambda: CalibratedError(threshold_eV_per_A=0.1),
     "no slice": lambda: CalibratedError(threshold_eV_per_A=0.1, random_fraction=0.0),
     "no threshold": lambda: CalibratedError(threshold_eV_per_A=0.0, dedup_distance=0.0),
+    "quotas": lambda: CalibratedError(
+        threshold_eV_per_A=0.1, quota={"failed": 0.2, "md": 0.5}, coverage=0.3
+    ),
     "random": Random,
+    "max_dist": MaxDist,
+    "max_dist by error": lambda: MaxDist(threshold_eV_per_A=0.1, error_power=1.0),
+    "lcmd": Lcmd,
+    "lcmd by error": lambda: Lcmd(threshold_eV_per_A=0.1, error_power=0.5, coverage=0.5),
+    "farthest_point": FarthestPoint,
+    "dpgen": DpGen,
+    "first_come": FirstCome,
 }
 
 

@@ -17,27 +17,54 @@ from .base import (
     WalkerReport,
 )
 from .calibration import Calibration, ElementCalibration, fit_calibration, worst_decile
+from .diversity import FarthestPoint, Lcmd, MaxDist
+from .fidelity_choice import Fixed, Level, Shares, ValuePerCost
+from .goals import (
+    AllGoals,
+    BarrierError,
+    CandidateFraction,
+    Coverage,
+    ElementForceRmse,
+    LabelCost,
+    ModelLimited,
+    Stalled,
+)
 from .guards import Guards
 from .hopping import BasinHopping
 from .md import MolecularDynamics
 from .recipes import Recipe
 from .reico import Reico
-from .selectors import CalibratedError, Random
+from .selectors import CalibratedError, DpGen, FirstCome, Random
+from .splits import leak_proof_split
 from .stops import FreshForceRmse, LabelCount, Rounds, WallTime
 from .ts import TransitionStates
 
 __all__ = [
+    "AllGoals",
+    "BarrierError",
     "BasinHopping",
     "CalibratedError",
     "Calibration",
     "Candidate",
+    "CandidateFraction",
     "Choice",
+    "Coverage",
+    "DpGen",
     "ElementCalibration",
+    "ElementForceRmse",
     "Exploration",
     "Explorer",
+    "FarthestPoint",
+    "FirstCome",
+    "Fixed",
     "FreshForceRmse",
     "Guards",
+    "LabelCost",
     "LabelCount",
+    "Lcmd",
+    "Level",
+    "MaxDist",
+    "ModelLimited",
     "MolecularDynamics",
     "Pick",
     "PolicyError",
@@ -50,11 +77,15 @@ __all__ = [
     "Selector",
     "Session",
     "SessionFactory",
+    "Shares",
+    "Stalled",
     "StopReason",
     "StopRule",
     "TransitionStates",
+    "ValuePerCost",
     "WalkerReport",
     "WallTime",
     "fit_calibration",
+    "leak_proof_split",
     "worst_decile",
 ]

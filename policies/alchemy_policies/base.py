@@ -9,6 +9,7 @@ features.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -101,7 +102,10 @@ class Explorer(Protocol):
 
 @dataclass(frozen=True)
 class Pool:
-    """The scored candidates of a round, and what is trained on already."""
+    """The scored candidates of a round, and what is trained on already.
+
+    What has a default may be left out: a selector that needs it says so, or does without.
+    """
 
     uids: tuple[str, ...]
     expected_error_eV_per_A: np.ndarray  # [S], worst decile of atoms
@@ -109,35 +113,64 @@ class Pool:
     sources: tuple[str, ...]
     max_force_eV_per_A: np.ndarray  # [S], of the committee mean
     train_features: np.ndarray  # [T, D]
+    deviation_eV_per_A: np.ndarray | None = None
+    """[S], largest over atoms of √(mean_k |F_k − F̄|²), not calibrated: DP-GEN's model deviation."""
+    steps: np.ndarray | None = None  # [S], of the walk at which a frame was met; −1 without a walk
+    reasons: tuple[str, ...] = ()  # why each was offered: 'crossed', 'failed', …
+    environments: tuple[frozenset[str], ...] = ()  # kinds of atoms in each frame
+    train_environments: Mapping[str, int] = field(default_factory=dict)  # training frames with each
+    test_features: np.ndarray | None = None  # [U, D], of the frozen test set
 
     def __post_init__(self) -> None:
         frames = len(self.uids)
         if len(set(self.uids)) != frames:
             raise PolicyError("a uid stands twice in the pool; offer each structure once")
-        lengths = {
-            "expected_error_eV_per_A": len(self.expected_error_eV_per_A),
-            "features": len(self.features),
-            "sources": len(self.sources),
-            "max_force_eV_per_A": len(self.max_force_eV_per_A),
-        }
-        for name, length in lengths.items():
-            if length != frames:
-                raise PolicyError(f"the pool has {frames} uids but {name} has length {length}")
-        if (
-            frames
-            and len(self.train_features)
-            and (self.features.shape[1] != self.train_features.shape[1])
-        ):
-            raise PolicyError(
-                f"pool features have {self.features.shape[1]} columns, training features "
-                f"{self.train_features.shape[1]}; both must come from the same committee"
-            )
+        needed = ("expected_error_eV_per_A", "features", "sources", "max_force_eV_per_A")
+        optional = ("deviation_eV_per_A", "steps", "reasons", "environments")
+        for name in (*needed, *optional):
+            value = getattr(self, name)
+            absent = name in optional and (value is None or isinstance(value, tuple) and not value)
+            if not absent and len(value) != frames:
+                raise PolicyError(f"the pool has {frames} uids but {name} has length {len(value)}")
+        for name, others in (("training", self.train_features), ("test", self.test_features)):
+            if frames and others is not None and len(others):
+                if self.features.shape[1] != others.shape[1]:
+                    raise PolicyError(
+                        f"pool features have {self.features.shape[1]} columns, {name} features "
+                        f"{others.shape[1]}; both must come from the same committee"
+                    )
+
+    def part(self, keep: Sequence[int], *, known: Sequence[int] = ()) -> Pool:
+        """The frames `keep`, in that order; the frames `known` count as trained on."""
+        train, counts = self.train_features, Counter(self.train_environments)
+        if len(known):
+            train = np.concatenate([train.reshape(-1, self.features.shape[1]), self.features[list(known)]])
+            if self.environments:
+                counts.update(name for i in known for name in self.environments[i])
+
+        def rows(array: np.ndarray | None) -> np.ndarray | None:
+            return None if array is None else array[list(keep)]
+
+        return Pool(
+            uids=tuple(self.uids[i] for i in keep),
+            expected_error_eV_per_A=self.expected_error_eV_per_A[list(keep)],
+            features=self.features[list(keep)],
+            sources=tuple(self.sources[i] for i in keep),
+            max_force_eV_per_A=self.max_force_eV_per_A[list(keep)],
+            train_features=train,
+            deviation_eV_per_A=rows(self.deviation_eV_per_A),
+            steps=rows(self.steps),
+            reasons=tuple(self.reasons[i] for i in keep) if self.reasons else (),
+            environments=tuple(self.environments[i] for i in keep) if self.environments else (),
+            train_environments=dict(counts),
+            test_features=self.test_features,
+        )
 
 
 @dataclass(frozen=True)
 class Pick:
     index: int  # into the pool
-    why: str  # 'error' | 'random'
+    why: str  # 'error' | 'coverage' | 'random'
 
 
 @dataclass(frozen=True)
@@ -149,6 +182,9 @@ class Choice:
 class Selector(Protocol):
     """At most `budget` picks, none twice, best first; a reason for the rest; same rng, same
     answer.
+
+    A class may say `needs_gradients = True`: the features of its pools are then gradients of the
+    energy with respect to the readout's weights (`tace.gradient_features`), not invariants of atoms.
     """
 
     def __call__(self, pool: Pool, budget: int, rng: np.random.Generator) -> Choice: ...
@@ -175,6 +211,13 @@ class RoundFacts:
     fresh_random_frames: int | None = (
         None  # None: not told, the random slice is then not judged alone
     )
+    fresh_element_rmse_eV_per_A: Mapping[str, float] | None = None  # symbol -> on the random slice
+    coverage_90: float | None = None  # of the random slice: atoms within their 90 % bound
+    barrier_mae_eV: float | None = None  # of the probe reactions
+    barriers: int = 0  # how many were compared
+    train_force_rmse_eV_per_A: float | None = None  # of the committee mean, on what it was trained on
+    label_noise_eV_per_A: float | None = None  # of repeated labels, per component
+    labels_cpu_s: float | None = None  # of all labels so far, failed ones too
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,9 @@ from .base import (
     StopRule,
 )
 from .calibration import Calibration
+from .fidelity_choice import FidelityChoice, Level
 
+MakeFidelityChoice = Callable[[], FidelityChoice]
 MakeSelector = Callable[[], Selector]
 MakeExplorer = Callable[[], Explorer]
 MakeStopRule = Callable[[], StopRule]
@@ -46,19 +48,17 @@ def random_pool(rng: np.random.Generator, *, frames: int = 40, trained: int = 15
         sources=("md",) * frames,
         max_force_eV_per_A=10 ** rng.uniform(-1, 2, frames),
         train_features=rng.normal(size=(trained, 5)),
+        deviation_eV_per_A=10 ** rng.uniform(-3, 1, frames),
+        steps=rng.integers(-1, 100, frames),
+        reasons=tuple("failed" if n % 4 == 0 else "sampled" for n in range(frames)),
+        environments=tuple(frozenset({f"C{n % 7}", "H1C"}) for n in range(frames)),
+        train_environments={"H1C": trained, "C0": min(1, trained)},
     )
 
 
 def reorder(pool: Pool, order: np.ndarray) -> Pool:
     """The same pool, collected in another order."""
-    return Pool(
-        uids=tuple(pool.uids[i] for i in order),
-        expected_error_eV_per_A=pool.expected_error_eV_per_A[order],
-        features=pool.features[order],
-        sources=tuple(pool.sources[i] for i in order),
-        max_force_eV_per_A=pool.max_force_eV_per_A[order],
-        train_features=pool.train_features,
-    )
+    return pool.part([int(i) for i in order])
 
 
 def check_choice(choice: Choice, pool: Pool, budget: int) -> None:
@@ -72,7 +72,8 @@ def check_choice(choice: Choice, pool: Pool, budget: int) -> None:
     _law(accounted == set(range(frames)), "every frame is picked or rejected with a reason")
     _law(all(choice.rejected.values()), "a reason is empty")
     whys = {pick.why for pick in choice.picks}
-    _law(whys <= {"error", "random"}, f"a pick is for 'error' or 'random', not {whys}")
+    known = {"error", "coverage", "random"}
+    _law(whys <= known, f"a pick is for 'error', 'coverage' or 'random', not {whys}")
 
 
 def check_selector(make_selector: MakeSelector, *, seed: int = 0) -> None:
@@ -86,6 +87,7 @@ def check_selector(make_selector: MakeSelector, *, seed: int = 0) -> None:
             _law(choice == again, "the same rng must give the same answer")
             order = rng.permutation(frames)
             moved = _choose(make_selector, reorder(pool, order), budget)
+            check_choice(moved, reorder(pool, order), budget)
             here = {(pool.uids[pick.index], pick.why) for pick in choice.picks}
             there = {(pool.uids[order[pick.index]], pick.why) for pick in moved.picks}
             _law(here == there, "the order in which the pool was collected must not matter")
@@ -96,14 +98,18 @@ def _check_training_counts(make_selector: MakeSelector, rng: np.random.Generator
     """The law that apax's max-dist breaks: what is trained on is not bought again."""
     pool = random_pool(rng)
     before = _choose(make_selector, pool, 10)
-    worst = [pick.index for pick in before.picks if pick.why == "error"]
+    worst = [pick.index for pick in before.picks if pick.why != "random"]
     for index in worst or [int(np.argmax(pool.expected_error_eV_per_A))]:
         trained = np.concatenate([pool.train_features, pool.features[index : index + 1]])
         known = replace(pool, train_features=trained)
         choice = _choose(make_selector, known, 10)
         check_choice(choice, known, 10)
-        bought = {pick.index for pick in choice.picks if pick.why == "error"}
+        bought = {pick.index for pick in choice.picks if pick.why != "random"}
         _law(index not in bought, "a frame identical to a training frame was picked for its error")
+    bare = replace(
+        pool, deviation_eV_per_A=None, steps=None, reasons=(), environments=(), train_environments={}
+    )
+    check_choice(_choose(make_selector, bare, 10), bare, 10)
 
 
 def _choose(make_selector: MakeSelector, pool: Pool, budget: int) -> Choice:
@@ -268,6 +274,12 @@ def example_history(rounds: int = 6) -> list[RoundFacts]:
             candidates=50,
             candidates_above_threshold=max(0, 40 - 8 * n),
             fresh_random_frames=5,
+            fresh_element_rmse_eV_per_A={"H": 0.5 / 2**n, "O": 1.2 / 2**n},
+            coverage_90=1 - 0.4 / 2**n,
+            barrier_mae_eV=0.5 / 2**n,
+            barriers=3,
+            train_force_rmse_eV_per_A=0.3 / 2**n,
+            labels_cpu_s=1000.0 * n,
         )
         for n in range(1, rounds + 1)
     ]
@@ -284,6 +296,12 @@ def check_stop_rule(make_rule: MakeStopRule) -> None:
         fresh_frames=0,
         fresh_random_frames=0,
         candidates=0,
+        fresh_element_rmse_eV_per_A=None,
+        coverage_90=None,
+        barrier_mae_eV=None,
+        barriers=0,
+        train_force_rmse_eV_per_A=None,
+        labels_cpu_s=None,
     )
     for rounds in [*(history[: n + 1] for n in range(len(history))), [*history[:-1], unmeasured]]:
         kept = list(rounds)
@@ -297,6 +315,34 @@ def check_stop_rule(make_rule: MakeStopRule) -> None:
                 reason.exit_code in (0, 4, 5, 6),
                 "exit codes: 0 done, 4 budget, 5 stalled, 6 model-limited",
             )
+
+
+def example_levels() -> list[Level]:
+    """Three levels, a hundredfold apart in cost; the middle one knows the target best."""
+    return [
+        Level("gfn2", 40, 200, 0.5, 0.9, pairs=30),
+        Level("hf", 20, 60, 5.0, 0.98, pairs=30),
+        Level("pbe", 10, 30, 50.0, 1.0, pairs=30),
+    ]
+
+
+def check_fidelity_choice(make_choice: MakeFidelityChoice, *, target: str = "pbe") -> None:
+    """Budgets are kept, every level is named, nothing is negative, and nothing known is no excuse."""
+    known = example_levels()
+    unknown = [replace(one, cpu_s_per_label=None, correlation=None, pairs=0) for one in known]
+    for levels in (known, known[-1:], unknown):
+        for budget in (None, 0.0, 60.0, 1000.0):
+            shares = make_choice()(levels, target=target, budget_cpu_s=budget)
+            again = make_choice()(levels, target=target, budget_cpu_s=budget)
+            _law(shares == again, "the same levels and budget, the same shares")
+            _law(set(shares.labels) == {one.name for one in levels}, "every level has a share")
+            _law(all(n >= 0 for n in shares.labels.values()), "shares are not negative")
+            _law(bool(shares.note), "shares say why")
+            if levels is not unknown:
+                price = sum(shares.labels[one.name] * (one.cpu_s_per_label or 0) for one in levels)
+                plan = sum(one.per_round * (one.cpu_s_per_label or 0) for one in levels)
+                limit = plan if budget is None else budget
+                _law(price <= limit * (1 + 1e-6), f"labels of {price} CPU s exceed {limit}")
 
 
 def _law(holds: bool, law: str) -> None:
