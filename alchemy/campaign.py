@@ -14,22 +14,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alchemy_policies.base import RoundFacts, StopReason, StopRule
+from alchemy_policies.base import StopReason
 from alchemy_policies.calibration import Calibration
 
 from .config import Campaign, campaign_hash
-from .datasets import counts, total_labels
 from .errors import InputError
 from .executors import Interrupt, make_executor, signals_caught, signals_ignored
 from .identity import imported_fingerprint
 from .lease import Lease
-from .plugins import find
 from .progress import Progress
 from .records import read_json, write_json_atomic
 from .report import write_report
-from .stages import decide, explore, label, model, saddles, start
+from .selection import make_selector
+from .stages import decide, explore, label, model, start
 from .stages.context import Context
 from .state import Home, RoundState
+from .stopping import decide_stop
 from .store import Store
 
 
@@ -68,6 +68,7 @@ def run_campaign(
     progress = progress or Progress()
     place = Home(home)
     fidelities = _fidelities(campaign, only)
+    make_selector(campaign.select)  # a wrong option is said now, not after the first training
     interrupt = Interrupt()
     with Lease(place.lease), signals_caught(interrupt):
         progress.attach_log(place.log)
@@ -248,8 +249,8 @@ def _buy_labels(context: Context, state: RoundState) -> None:
 
     def judge() -> dict[str, Any]:
         outputs, _ = decide.assess(context, state, chosen["picked"], calibration)
-        stop = _decide(context, state)
         state.facts["cost"] = model.cost(context, context.store.snapshot())
+        stop = decide_stop(context, state)
         state.facts["stop"] = None
         return {**outputs, "stop": None if stop is None else vars(stop)}
 
@@ -267,63 +268,6 @@ def _stop_of(context: Context, number: int) -> StopReason | None:
     if outputs is None or outputs["stop"] is None:
         return None
     return StopReason(**outputs["stop"])
-
-
-def stop_rules(campaign: Campaign) -> list[StopRule]:
-    """The rules that the campaign's `stop` block asks for."""
-    block = campaign.stop
-    rules: list[StopRule] = []
-    if block.force_rmse_eV_per_A is not None:
-        make = find("stops", "force_rmse")
-        rules.append(make(block.force_rmse_eV_per_A, patience=block.patience))
-    if block.labels:
-        rules.append(find("stops", "labels")(dict(block.labels)))
-    if block.wall_s is not None:
-        rules.append(find("stops", "wall")(block.wall_s))
-    rules.append(find("stops", "rounds")(block.rounds))
-    return rules
-
-
-def _decide(context: Context, state: RoundState) -> StopReason | None:
-    history = [
-        _facts_of(context, RoundState(context.home, n)) for n in range(1, state.number)
-    ]
-    history.append(_facts_of(context, state))
-    for rule in stop_rules(context.campaign):
-        reason = rule(history)
-        if reason is not None:
-            return reason
-    settled = saddles.stop(context, state)
-    if settled is not None:
-        return settled
-    picked = (state.outputs("select") or {}).get("picked", [])
-    if not picked:
-        return StopReason(
-            "nothing-new", "no candidate was worth a label; explore wider or stop here", 5
-        )
-    return None
-
-
-def _facts_of(context: Context, state: RoundState) -> RoundFacts:
-    fresh = state.facts.get("fresh", {}).get(context.target, {})
-    random = fresh.get("random", {})
-    started = read_json(context.home.facts)["started_unix_s"]
-    explored = state.outputs("explore") or {"candidates": []}
-    selected = state.outputs("select") or {"above_threshold": 0}
-    test = state.facts.get("test", {}).get(context.target, {})
-    return RoundFacts(
-        round=state.number,
-        target=context.target,
-        labels=total_labels(counts(context.store.snapshot(), context.fidelities)),
-        fresh_force_rmse_eV_per_A=fresh.get("force_rmse_eV_per_A"),
-        fresh_random_force_rmse_eV_per_A=random.get("force_rmse_eV_per_A"),
-        fresh_frames=fresh.get("frames", 0),
-        test_force_rmse_eV_per_A=test.get("force_rmse_eV_per_A"),
-        wall_s=time.time() - started,
-        candidates=len(explored["candidates"]),
-        candidates_above_threshold=selected["above_threshold"],
-        fresh_random_frames=random.get("frames"),
-    )
 
 
 def _finish(context: Context, state: RoundState, stop: StopReason) -> Outcome:

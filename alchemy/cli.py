@@ -17,8 +17,10 @@ from alchemy import (
     cli_label,
     cli_plugins,
     cli_sample,
+    cli_select,
     cli_train,
     cli_ts,
+    cli_why,
 )
 from alchemy.errors import AlchemyError
 from tace.cli_common import SETTINGS, InOrder, run_command
@@ -42,7 +44,9 @@ def cli() -> None:
     """Active learning of interatomic potentials with committees of TACE models."""
 
 
-for _module in (cli_campaign, cli_data, cli_train, cli_label, cli_sample, cli_ts, cli_plugins):
+for _module in (
+    cli_campaign, cli_why, cli_data, cli_train, cli_sample, cli_ts, cli_select, cli_label, cli_plugins
+):  # fmt: skip
     for _command in _module.COMMANDS:
         cli.add_command(_command)
 

@@ -198,6 +198,13 @@ def _find_plugins(campaign: Campaign, findings: Findings) -> None:
             find(kind, name)
         except AlchemyError as error:
             findings.blame(error)
+            return
+    from alchemy.selection import make_selector
+
+    try:
+        make_selector(campaign.select)
+    except AlchemyError as error:
+        findings.blame(error)
 
 
 def print_findings(findings: Findings, file: Path, *, err: bool) -> None:

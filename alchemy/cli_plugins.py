@@ -13,6 +13,7 @@ from tace.cli_common import AS_JSON, SETTINGS, say_json
 KINDS = {
     "explorers": "explorer",
     "selectors": "selector",
+    "fidelity_choices": "fidelity",
     "stops": "stop rule",
     "labelers": "labeler",
 }

@@ -21,11 +21,12 @@ from pydantic import (
     model_validator,
 )
 
-from alchemy.config_blocks import Fidelity, Keep, Model, Run, Select, Stop, StopMd
+from alchemy.config_blocks import Fidelity, Keep, Model, Run, StopMd
 from alchemy.config_checks import problems_of, warnings_of
 from alchemy.config_errors import problems_in
 from alchemy.config_fields import WORD_OR_VALUE, Block, Element, Slug, Whole, wrong
 from alchemy.config_samples import Explore, Sample
+from alchemy.config_select import Holdout, Select, Stop
 from alchemy.errors import ConfigError
 from alchemy.quantities import Energy
 from tace.documents import Document, Kind, Problem, read_document
@@ -90,6 +91,9 @@ class Campaign(Block):
     )
     test: Annotated[tuple[Sample, ...], BeforeValidator(_items)] = Field(
         default=(), description="Structures to judge the potential by, never trained on"
+    )
+    holdout: Holdout | None = Field(
+        default=None, description="A leak-proof part of the start structures to test on as well"
     )
     explore: Annotated[tuple[Explore, ...], BeforeValidator(_items)] = Field(
         default=(), description="Where each round looks for what the committee does not know"

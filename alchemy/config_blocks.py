@@ -22,13 +22,12 @@ from alchemy.config_fields import (
     Flag,
     Fraction,
     NotNegative,
-    PerFidelity,
     Positive,
     Whole,
     plugin_name,
     wrong,
 )
-from alchemy.quantities import Force, Length, WallTime
+from alchemy.quantities import Force, Length
 from tace.wording import hint
 
 
@@ -177,48 +176,6 @@ class StopMd(Block):
         default=1.0, alias="abort_above", description="Expected error at which a walker is ended"
     )
     guards: Guards = Field(default_factory=Guards, description="Limits beyond which it is nonsense")
-
-
-class Select(Block):
-    """Which candidates are worth a label."""
-
-    method: Annotated[str, plugin_name("selectors", "selector")] = Field(
-        default="calibrated", description="Selector; 'alchemy policies' lists the installed ones"
-    )
-    per_round: PerFidelity = Field(
-        description="New labels per round and fidelity; one number counts for the target"
-    )
-    random: Fraction = Field(
-        default=0.1, description="Share drawn blindly: it keeps the error estimate honest"
-    )
-    threshold_eV_per_A: Force = Field(
-        default=0.05, alias="threshold", description="Frames with less expected error are skipped"
-    )
-    dedup: NotNegative = Field(
-        default=0.25,
-        description="Frames nearer than this share of a typical distance are the same",
-    )
-    max_force_eV_per_A: Force = Field(
-        default=50.0, alias="max_force", description="Frames with a larger force are not labelled"
-    )
-
-
-class Stop(Block):
-    """The campaign ends as soon as one of these is met."""
-
-    force_rmse_eV_per_A: Force | None = Field(
-        default=None, alias="force_rmse", description="Error on fresh random labels of the target"
-    )
-    rounds: Count = Field(default=10, description="Rounds of explore, select, label and train")
-    labels: PerFidelity | None = Field(
-        default=None, description="Labels in all, per fidelity; one number counts for the target"
-    )
-    wall_s: WallTime | None = Field(
-        default=None, alias="wall", description="Time since the first start; checked between rounds"
-    )
-    patience: Count = Field(
-        default=1, description="Rounds in a row for which force_rmse must have been met"
-    )
 
 
 def _check_where(value: object) -> object:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alchemy.config_samples import ExploreMd, Files, Rattle, Sample, SampleMd
+from alchemy.config_select import without_effect
 from alchemy.config_structure_checks import problems_of_block, reico_warnings
 from tace.documents import Loc, Problem
 from tace.wording import hint
@@ -29,13 +30,14 @@ def problems_of(campaign: Campaign) -> Iterator[Problem]:
     yield from _samples(campaign)
     yield from _explorers(campaign)
     yield from _limits(campaign)
+    yield from without_effect(campaign.select)
 
 
 def warnings_of(campaign: Campaign) -> list[str]:
     """What is allowed and probably not meant; `alchemy check` prints it."""
     target, stop = campaign.target, campaign.stop
     found = []
-    if not any(target in sample.label for sample in campaign.test):
+    if not campaign.holdout and not any(target in sample.label for sample in campaign.test):
         found.append(
             f"test: no item labels '{target}'; without a fixed test set the report shows only the "
             "error on freshly selected structures"

@@ -17,6 +17,7 @@ from pydantic.fields import FieldInfo
 from alchemy.config import Campaign
 from alchemy.config_blocks import Fidelity
 from alchemy.config_samples import SAMPLE_KINDS, Explore, Sample
+from alchemy.config_select import Select
 from alchemy.quantities import ENERGY, Kind
 
 _COMMENT_COLUMN = 46
@@ -37,6 +38,10 @@ def _block(block: BaseModel, indent: str) -> Iterator[str]:
     for name, field in type(block).model_fields.items():
         value = getattr(block, name)
         if isinstance(block, Sample) and name in SAMPLE_KINDS and value is None:
+            continue
+        if isinstance(block, Select) and name == "options":
+            for option, setting in value.items():
+                yield from _entry(option, setting, None, "", indent)
             continue
         note = field.description or ""
         if name not in block.model_fields_set:

@@ -26,6 +26,7 @@ from .labelers.base import Labeler, LabelFailureError, make_labeler
 
 RELAXED_EV_PER_A = 0.02
 RELAX_STEPS = 300
+_GROUP = "alchemy_group"
 
 
 class LabelerCalculator(Calculator):
@@ -73,7 +74,7 @@ def make_structures(request: dict[str, Any]) -> list[Atoms]:
     rng = np.random.default_rng(request["seed"])
     if request["kind"] == "files":
         return [
-            a
+            _in_group(a, str(path))
             for path in source["paths"]
             for a in read_structures(base / path, source["index"], request["elements"])
         ]
@@ -106,6 +107,20 @@ def _built(request: dict[str, Any], scratch: Path, *, rng: np.random.Generator) 
     return build(
         request["kind"], Material(request["source"], rng, read_file, forces), request["elements"]
     )
+def group_of(atoms: Atoms) -> dict[str, str]:
+    """What a frame must not be parted from when a test set is held out: its trajectory, its reaction.
+
+    The info keys of these names say it; else the file, the structure that was rattled, or the walk.
+    """
+    info = atoms.info
+    return {k: str(info[k]) for k in ("trajectory", "reaction") if k in info} | {
+        k: str(info[_GROUP]) for k in ("trajectory",) if k not in info and _GROUP in info
+    }
+
+
+def _in_group(atoms: Atoms, group: str) -> Atoms:
+    atoms.info[_GROUP] = group
+    return atoms
 
 
 def read_structures(path: Path, index: str, elements: Sequence[str]) -> list[Atoms]:
@@ -166,7 +181,10 @@ def _rattled(
     if calculator is not None:
         starts = [_relaxed(a, calculator) for a in starts]
     return [
-        rattled(starts[n % len(starts)], rng, stdev_A=source["stdev_A"], strain=source["strain"])
+        _in_group(
+            rattled(starts[n % len(starts)], rng, stdev_A=source["stdev_A"], strain=source["strain"]),
+            f"{source['structures']} {n % len(starts)}",
+        )
         for n in range(source["count"])
     ]
 
@@ -184,7 +202,7 @@ def _dynamics(
     share = np.diff(np.linspace(0, source["count"], len(runs) + 1).round().astype(int))
     steps = round(source["time_fs"] / source["timestep_fs"])
     frames = []
-    for (start, temperature), count in zip(runs, share, strict=True):
+    for walk, ((start, temperature), count) in enumerate(zip(runs, share, strict=True)):
         if not count:
             continue
         atoms = start.copy()
@@ -207,5 +225,5 @@ def _dynamics(
             frame = atoms.copy()
             frame.calc = None
             frame.set_momenta(None) if "momenta" in frame.arrays else None
-            frames.append(frame)
+            frames.append(_in_group(frame, f"{source['structures']} walk {walk}"))
     return frames

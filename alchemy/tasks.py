@@ -62,10 +62,10 @@ def generate(request: dict[str, Any]) -> dict[str, Any]:
     """Make start or test structures of one item; written to `out` as JSON documents."""
     out = Path(request["out"])
     if not out.exists():
-        from .generate import make_structures
+        from .generate import group_of, make_structures
 
         frames = make_structures(request)
-        write_json_atomic(out, [frame_to_document(a) for a in frames])
+        write_json_atomic(out, [{**frame_to_document(a), "group": group_of(a)} for a in frames])
     return {"out": str(out)}
 
 
@@ -154,7 +154,13 @@ def score(request: dict[str, Any]) -> dict[str, Any]:
     prediction = load_committee(request["models"])(
         frames, fidelity=request["fidelity"], member_forces=True, features=True
     )
-    features = np.stack([f.mean(0) for f in prediction.per_structure(prediction.features)])
+    if request.get("gradients"):
+        from tace.gradient_features import gradient_features
+
+        first = load_committee(request["models"]).members[0]
+        features = gradient_features(first, frames, fidelity=request["fidelity"])
+    else:
+        features = np.stack([f.mean(0) for f in prediction.per_structure(prediction.features)])
     write_arrays(
         out,
         n_atoms=prediction.n_atoms,
@@ -170,10 +176,15 @@ def write_arrays(path: Path, **arrays: np.ndarray) -> None:
     """npz, atomically."""
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, **arrays)
+    write_bytes(path, buffer.getvalue())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace a file in one step that survives a power cut."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with open(temporary, "wb") as file:
-        file.write(buffer.getvalue())
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)

@@ -127,7 +127,7 @@ def test_a_quota_does_not_touch_the_random_slice():
 
 
 def test_frames_with_rare_environments_are_bought_even_below_the_threshold():
-    environments = tuple(frozenset({"C4CH"}) for _ in range(9)) + (frozenset({"C4CH", "H0"}),)
+    environments = (*(frozenset({"C4CH"}) for _ in range(9)), frozenset({"C4CH", "H0"}))
     pool = pool_of(
         [0.5] * 9 + [0.01],
         np.arange(10) * 10,
@@ -151,7 +151,7 @@ def test_a_copy_of_a_test_frame_is_never_bought_not_even_at_random():
 
 def test_shares_outside_of_zero_and_one_are_refused():
     for wrong in ({"quota": {"md": 1.5}}, {"coverage": -0.1}, {"random_fraction": 2}):
-        with pytest.raises(PolicyError, match="between 0 and 1|random_fraction"):
+        with pytest.raises(PolicyError, match=r"between 0 and 1|random_fraction"):
             Limits(**wrong)
 
 

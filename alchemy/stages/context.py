@@ -84,9 +84,20 @@ class Context:
         return [r for r in results if r is not None]
 
     def score(
-        self, round_number: int, uids: Sequence[str], fidelity: str, *, name: str
+        self,
+        round_number: int,
+        uids: Sequence[str],
+        fidelity: str,
+        *,
+        name: str,
+        gradients: bool = False,
     ) -> CommitteeScores:
-        """Predict stored structures with a round's committee, in chunks; kept in the round's directory."""
+        """Predict stored structures with a round's committee, in chunks; kept in the round's directory.
+
+        Args:
+            gradients: features are gradients of the readout (`tace.gradient_features`), not invariants.
+        """
+        name = f"{name}-gradients" if gradients else name
         as_of = self.store.snapshot().last
         chunk = 256
         directory = self.home.round(round_number)
@@ -97,6 +108,7 @@ class Context:
                 "uids": list(uids[start : start + chunk]),
                 "models": self.models(round_number),
                 "fidelity": fidelity,
+                "gradients": gradients,
                 "out": str(directory / f"score-{name}-{content_hash(list(uids))[:8]}-{start}.npz"),
             }
             for start in range(0, len(uids), chunk)

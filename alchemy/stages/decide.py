@@ -10,139 +10,70 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from alchemy_policies.base import Choice, Pool
-from alchemy_policies.calibration import Calibration, fit_calibration, worst_decile
+from alchemy_policies.calibration import Calibration, fit_calibration
+from ase.data import chemical_symbols
 
 from tace.comparison import errors
 
 from .. import tasks
-from ..datasets import TRAIN, counts, labelled, total_labels
+from ..datasets import TRAIN, labelled
 from ..identity import label_key
-from ..plugins import find
 from ..records import finite_or_none
+from ..selection import divide, make_selector, needs_gradients, pool_bytes
 from ..state import RoundState
 from ..store import EventRow, SplitRow
 from . import saddles
-from .context import CommitteeScores, Context
+from .context import Context
+from .pool import build_pool, shares
 
 MIN_CALIBRATION_FRAMES = 8  # fewer random frames than this: all fresh labels are used, and it is said
 MAX_PAIRS = 800
+POOL = "pool.npz"  # in the directory of a round
 
 
 def select(
     context: Context, state: RoundState, uids: list[str], calibration: Calibration
 ) -> dict[str, Any]:
-    """Choose for the target level first, then for the cheaper ones from what is left.
-
-    What is worth the target's price is labelled at the cheaper levels too: the pair teaches the
-    difference between them.
-    """
-    budgets = _budgets(context)
-    scores = context.score(state.number, uids, context.target, name="candidates")
-    pool = _pool(context, state, uids, scores, calibration)
-    selector = _selector(context)
-    picked = saddles.picks(state, uids, budgets[context.target])
-    reasons: dict[str, str] = {}
+    """What is worth a label, at which levels; what the selector saw is kept for `why` and `whatif`."""
+    chosen = context.campaign.select
+    selector = make_selector(chosen)
+    found = shares(context)
+    pool = build_pool(context, state, uids, calibration)
     order = [context.target, *(f for f in reversed(context.fidelities) if f != context.target)]
-    for fidelity in order:
-        budget = budgets[fidelity] - len(picked)
-        left = [n for n, uid in enumerate(pool.uids) if uid not in picked]
-        for entry in picked.values():
-            entry["fidelities"].append(fidelity)
-        if budget <= 0 or not left:
-            continue
-        part = _restrict(pool, left, [uids.index(u) for u in picked])
-        rng = np.random.default_rng(context.seed(state.number, "select", fidelity))
-        choice: Choice = selector(part, budget, rng)
-        for pick in choice.picks:
-            picked[part.uids[pick.index]] = {
-                "uid": part.uids[pick.index],
-                "fidelities": [fidelity],
-                "why": pick.why,
-                "expected_error_eV_per_A": finite_or_none(part.expected_error_eV_per_A[pick.index]),
-            }
-        reasons = {part.uids[n]: why for n, why in choice.rejected.items()} | reasons
-    rejected = {uid: why for uid, why in reasons.items() if uid not in picked}
-    _commit_choice(context, state, list(picked.values()), rejected)
-    above = pool.expected_error_eV_per_A >= context.campaign.select.threshold_eV_per_A
+    asked: dict[str, Any] = {
+        "select": chosen.model_dump(mode="json"),
+        "budgets": dict(found.labels),
+        "order": order,
+        "seeds": {f: context.seed(state.number, "select", f) for f in order},
+        "gradients": needs_gradients(chosen),
+        "first": saddles.picks(state, uids, found.labels[context.target]),
+    }
+    tasks.write_bytes(state.directory / POOL, pool_bytes(pool, asked))
+    bought, rejected = divide(
+        pool, selector, found.labels, order=order, seeds=asked["seeds"], first=asked["first"]
+    )
+    errors_of = dict(zip(pool.uids, pool.expected_error_eV_per_A, strict=True))
+    picked: list[dict[str, Any]] = [
+        {
+            "uid": one.uid,
+            "fidelities": list(one.fidelities),
+            "why": one.why,
+            "expected_error_eV_per_A": finite_or_none(errors_of[one.uid]),
+        }
+        for one in bought
+    ]
+    _commit_choice(context, state, picked, rejected)
+    above = pool.expected_error_eV_per_A >= chosen.threshold_eV_per_A
     state.facts["select"] = {
-        "picked": list(picked.values()),
+        "picked": picked,
         "rejected": dict(Counter(rejected.values())),
+        "shares": {"labels": dict(found.labels), "expected_cpu_s": found.expected_cpu_s, "note": found.note},
     }
     return {
-        "picked": list(picked.values()),
-        "requests": [[p["uid"], f] for p in picked.values() for f in p["fidelities"]],
+        "picked": picked,
+        "requests": [[p["uid"], f] for p in picked for f in p["fidelities"]],
         "above_threshold": int(above.sum()),
     }
-
-
-def _budgets(context: Context) -> dict[str, int]:
-    """Labels that may be bought this round: the round's share within the campaign's limit."""
-    have = total_labels(counts(context.store.snapshot(), context.fidelities))
-    limits = context.campaign.stop.labels or {}
-    out = {}
-    for name in context.fidelities:
-        share = context.campaign.select.per_round.get(name, 0)
-        out[name] = max(0, min(share, limits.get(name, 10**9) - have[name]))
-    return out
-
-
-def _selector(context: Context) -> Any:
-    chosen = context.campaign.select
-    factory = find("selectors", chosen.method)
-    if chosen.method == "calibrated":
-        return factory(
-            threshold_eV_per_A=chosen.threshold_eV_per_A,
-            random_fraction=chosen.random,
-            dedup_distance=chosen.dedup,
-            max_force_eV_per_A=chosen.max_force_eV_per_A,
-        )
-    return factory()
-
-
-def _pool(
-    context: Context,
-    state: RoundState,
-    uids: list[str],
-    scores: CommitteeScores,
-    calibration: Calibration,
-) -> Pool:
-    snapshot = context.store.snapshot()
-    frames = snapshot.structures(uids)
-    spreads = scores.per_structure(scores.force_spread_eV_per_A)
-    forces = scores.per_structure(scores.mean_forces_eV_per_A)
-    expected = [
-        worst_decile(calibration.expected_error(a.numbers, s))
-        for a, s in zip(frames, spreads, strict=True)
-    ]
-    found_by = {
-        e.structure_uid: e.sampler for e in snapshot.events(kind="candidate", round=state.number)
-    }
-    parts = snapshot.part_of()
-    known = sorted(
-        {r.structure_uid for r in snapshot.labels() if parts.get(r.structure_uid) == TRAIN}
-    )
-    train = context.score(state.number, known, context.target, name="train")
-    return Pool(
-        uids=tuple(uids),
-        expected_error_eV_per_A=np.array(expected),
-        features=scores.features,
-        sources=tuple(found_by[uid] for uid in uids),
-        max_force_eV_per_A=np.array([np.linalg.norm(f, axis=1).max() for f in forces]),
-        train_features=train.features,
-    )
-
-
-def _restrict(pool: Pool, keep: list[int], taken: list[int]) -> Pool:
-    """The frames that are left; what is taken already counts as known."""
-    return Pool(
-        uids=tuple(pool.uids[n] for n in keep),
-        expected_error_eV_per_A=pool.expected_error_eV_per_A[keep],
-        features=pool.features[keep],
-        sources=tuple(pool.sources[n] for n in keep),
-        max_force_eV_per_A=pool.max_force_eV_per_A[keep],
-        train_features=np.concatenate([pool.train_features, pool.features[taken]]),
-    )
 
 
 def _commit_choice(
@@ -222,10 +153,22 @@ def _fresh(
     ]
     random = [n for n, uid in enumerate(uids) if why[uid] == "random"]
     if random:
+        spreads = scores.per_structure(scores.force_spread_eV_per_A)
+        numbers = np.concatenate([frames[n].atoms.numbers for n in random])
         squares = np.concatenate([(frames[n].forces_eV_per_A - pieces[n]) ** 2 for n in random])
+        covered = calibration.coverage(
+            numbers,
+            np.concatenate([spreads[n] for n in random]),
+            np.concatenate([error[n] for n in random]),
+        )
         out["random"] = {
             "frames": len(random),
             "force_rmse_eV_per_A": float(np.sqrt(squares.mean())),
+            "element_force_rmse_eV_per_A": {
+                chemical_symbols[z]: float(np.sqrt(squares[numbers == z].mean()))
+                for z in np.unique(numbers).tolist()
+            },
+            "coverage_90": finite_or_none(covered),
         }
     if fidelity == context.target:
         numbers = np.concatenate([f.atoms.numbers for f in frames])

@@ -122,19 +122,11 @@ def within_cap(state: RoundState, uids: Sequence[str]) -> list[str]:
     return [uid for uid in uids if uid not in refused]
 
 
-def picks(state: RoundState, uids: Sequence[str], room: int) -> dict[str, dict[str, Any]]:
-    """Saddles that hold their checks, to be labelled before all else, in the selection's form."""
+def picks(state: RoundState, uids: Sequence[str], room: int) -> dict[str, str]:
+    """Saddles that hold their checks, to be labelled before all else: uid -> why."""
     rows = state.facts.get("explore", {}).get("reactions", [])
-    wanted = [row for row in rows if row["saddle_uid"] in uids][: max(0, room)]
-    return {
-        row["saddle_uid"]: {
-            "uid": row["saddle_uid"],
-            "fidelities": [],
-            "why": "saddle",
-            "expected_error_eV_per_A": row.get("expected_error_eV_per_A"),
-        }
-        for row in wanted
-    }
+    wanted = [row["saddle_uid"] for row in rows if row["saddle_uid"] in uids]
+    return dict.fromkeys(wanted[: max(0, room)], "saddle")
 
 
 def assess(context: Context, state: RoundState, picked: Sequence[Mapping[str, Any]]) -> None:

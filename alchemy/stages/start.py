@@ -19,6 +19,7 @@ from ..records import atoms_from_document, read_json
 from ..state import RoundState
 from ..store import EventRow, SplitRow
 from .context import Context
+from .holdout import hold_out
 
 
 def start(context: Context, state: RoundState) -> dict[str, Any]:
@@ -30,13 +31,20 @@ def start(context: Context, state: RoundState) -> dict[str, Any]:
     structures: list[Atoms] = []
     splits: dict[str, str] = {}
     wanted: list[tuple[str, str]] = []
+    groups: dict[str, dict[str, str]] = {}
     for (part, _, item), result in zip(items, made, strict=True):
-        frames = [atoms_from_document(d) for d in read_json(Path(result["out"]))]
+        documents = read_json(Path(result["out"]))
+        frames = [atoms_from_document(d) for d in documents]
+        for atoms, document in zip(frames, documents, strict=True):
+            groups[structure_uid(atoms)] = document.get("group", {})
         structures += frames
         for fidelity, indices in _to_label(item, len(frames), context.fidelities).items():
             wanted += [(structure_uid(frames[i]), fidelity) for i in indices]
         # test comes last: a structure that is in both belongs to the test set
         splits.update({structure_uid(a): part for a in frames})
+    if context.campaign.holdout is not None:
+        by_uid = {structure_uid(a): a for a in structures}
+        splits.update(hold_out(context, by_uid, splits, groups=groups, wanted=wanted))
     _refuse_unlabelled(context, wanted, splits)
     if context.campaign.e0 == "compute":
         atoms = [isolated_atom(symbol) for symbol in context.campaign.elements]

@@ -129,16 +129,17 @@ class Pool:
         optional = ("deviation_eV_per_A", "steps", "reasons", "environments")
         for name in (*needed, *optional):
             value = getattr(self, name)
-            absent = name in optional and (value is None or isinstance(value, tuple) and not value)
+            absent = name in optional and (value is None or (isinstance(value, tuple) and not value))
             if not absent and len(value) != frames:
                 raise PolicyError(f"the pool has {frames} uids but {name} has length {len(value)}")
         for name, others in (("training", self.train_features), ("test", self.test_features)):
-            if frames and others is not None and len(others):
-                if self.features.shape[1] != others.shape[1]:
-                    raise PolicyError(
-                        f"pool features have {self.features.shape[1]} columns, {name} features "
-                        f"{others.shape[1]}; both must come from the same committee"
-                    )
+            if not frames or others is None or not len(others):
+                continue
+            if self.features.shape[1] != others.shape[1]:
+                raise PolicyError(
+                    f"pool features have {self.features.shape[1]} columns, {name} features "
+                    f"{others.shape[1]}; both must come from the same committee"
+                )
 
     def part(self, keep: Sequence[int], *, known: Sequence[int] = ()) -> Pool:
         """The frames `keep`, in that order; the frames `known` count as trained on."""

@@ -124,7 +124,8 @@ class FirstCome:
             else:
                 crossed.append(i)
         if pool.steps is not None:
-            crossed.sort(key=lambda i: (pool.steps[i] if pool.steps[i] >= 0 else math.inf, pool.uids[i]))
+            when = np.where(pool.steps >= 0, pool.steps, math.inf)
+            crossed.sort(key=lambda i: (when[i], pool.uids[i]))
         rejected |= dict.fromkeys(crossed[budget:], BUDGET)
         return Choice(tuple(Pick(i, "error") for i in crossed[:budget]), rejected)
 

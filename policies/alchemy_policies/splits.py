@@ -56,11 +56,15 @@ def leak_proof_split(
     rng: np.random.Generator,
     features: np.ndarray | None = None,
     radius: float = 0.0,
+    weights: np.ndarray | None = None,
 ) -> np.ndarray:
     """Which frames are held out [S]: whole joined groups, about `fraction` of the frames.
 
     Groups come in random order and are taken while that brings the share nearer to what was asked for; at
     least one is held out and at least one kept.
+
+    Args:
+        weights: [S], what the fraction counts; one per frame by default. Groups of weight zero stay.
 
     Raises:
         PolicyError: everything is one group, so that any split would leak.
@@ -68,25 +72,24 @@ def leak_proof_split(
     if not 0 < fraction < 1:
         raise PolicyError(f"fraction is {fraction}; the share of held-out frames lies between 0 and 1")
     joined = joined_groups(groups, features=features, radius=radius)
-    size = np.bincount(joined)
-    if len(size) < 2:
-        labels = len(set(groups))
+    weights = np.ones(len(joined)) if weights is None else np.asarray(weights, dtype=float)
+    size = np.bincount(joined, weights=weights)
+    eligible = np.flatnonzero(size > 0)
+    if len(eligible) < 2:
+        labels = len({group for group, weight in zip(groups, weights, strict=True) if weight > 0})
         why = "it has one label" if labels < 2 else f"near-duplicates join its {labels} labels into one"
         raise PolicyError(
             f"these {len(joined)} frames are one group ({why}), which cannot be divided without a leak: "
             "add structures of another kind, or divide by something finer"
         )
-    wanted, held = fraction * len(joined), 0
+    wanted, held = fraction * size.sum(), 0.0
     out: list[int] = []
-    order = rng.permutation(len(size))
-    for group in order[: len(size)]:
-        if len(out) == len(size) - 1:
-            break
-        if abs(held + size[group] - wanted) < abs(held - wanted):
+    for group in rng.permutation(eligible):
+        if len(out) < len(eligible) - 1 and abs(held + size[group] - wanted) < abs(held - wanted):
             out.append(int(group))
-            held += int(size[group])
+            held += size[group]
     if not out:  # every group is larger than twice what was asked for: the smallest leaks nothing either
-        out = [int(size.argmin())]
+        out = [int(eligible[size[eligible].argmin()])]
     return np.isin(joined, out)
 
 
