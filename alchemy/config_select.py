@@ -33,6 +33,7 @@ READS: dict[str, tuple[str, ...]] = {
     "random": (),
 }
 """Which fields our own selectors look at; another package's gets those that its class has, and `options`."""
+OPTIONS_OF_BLOCK = tuple(dict.fromkeys(name for names in READS.values() for name in names))
 _OF_EVERY_METHOD = ("method", "per_round", "fidelity_choice", "cost_per_round_s", "options")
 
 

@@ -1,0 +1,212 @@
+"""Pools that are labelled once, for replayed campaigns: problems, their walks and their fixed test parts.
+
+    3bpa    27 atoms; walks at 300, 600 and 1200 K, GFN2-xTB labels; test parts of those temperatures
+    pdag    clusters of Pd and Ag with C, H and O on them, GFN1-xTB
+    urea    walks at 300 to 1000 K; HF/STO-3G and PBE/def2-SVP of PySCF, the second is the target
+
+A pool is kept in a folder as extended XYZ, so that a replay costs no label.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from ase import Atoms, units
+from ase.build import molecule
+from ase.calculators.calculator import Calculator
+from ase.cluster import Octahedron
+from ase.io import read, write
+from ase.md.langevin import Langevin
+from ase.optimize import FIRE
+
+from alchemy.generate import LabelerCalculator
+from alchemy.labelers.base import make_labeler
+from tace.data import Labelled
+
+LABELERS = {
+    "gfn2": ("tblite", {"method": "GFN2-xTB"}),
+    "gfn1": ("tblite", {"method": "GFN1-xTB"}),
+    "hf": ("pyscf", {"method": "HF", "basis": "sto-3g"}),
+    "pbe": ("pyscf", {"method": "PBE", "basis": "def2-svp"}),
+}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Frames with labels of every level; `steps` is when in its walk a frame was met."""
+
+    name: str
+    levels: tuple[str, ...]  # cheap to dear
+    pool: Mapping[str, Sequence[Labelled]]
+    tests: Mapping[str, Sequence[Labelled]]  # at the target, by part
+    hard: str  # the part that counts, chosen beforehand
+    steps: np.ndarray
+    cpu_s: Mapping[str, float]  # per label
+
+
+def calculator(level: str, folder: Path) -> Calculator:
+    """A level of theory as ASE calculator."""
+    labeler, options = LABELERS[level]
+    return LabelerCalculator(make_labeler(labeler, options, base_dir=folder), folder)
+
+
+def walk(
+    start: Atoms, level: str, T_K: float, *, frames: int, every: int, seed: int, timestep_fs: float = 1.0
+) -> list[Atoms]:
+    """Langevin dynamics from a relaxed or given start; the frames carry `step` and `T`."""
+    rng = np.random.default_rng(seed)
+    atoms = start.copy()
+    with tempfile.TemporaryDirectory() as scratch:
+        atoms.calc = calculator(level, Path(scratch))
+        masses = atoms.get_masses()[:, None]
+        atoms.set_momenta(masses * rng.normal(size=(len(atoms), 3)) * np.sqrt(units.kB * T_K / masses))
+        dynamics = Langevin(
+            atoms, timestep_fs * units.fs, temperature_K=T_K, friction=0.02 / units.fs, rng=rng, fixcm=False
+        )
+        found = []
+        for n in range(frames):
+            dynamics.run(every)
+            frame = Atoms(atoms.numbers, positions=atoms.positions, info=dict(atoms.info))
+            frame.info.update(step=(n + 1) * every, T=T_K)
+            found.append(frame)
+    return found
+
+
+def label(frames: Sequence[Atoms], level: str) -> tuple[list[Atoms], float]:
+    """Copies with REF_energy and REF_forces of the level, and CPU s per label."""
+    out, cpu = [], time.process_time()
+    with tempfile.TemporaryDirectory() as scratch:
+        calc = calculator(level, Path(scratch))
+        for frame in frames:
+            atoms = frame.copy()
+            atoms.calc = calc
+            atoms.arrays["REF_forces"] = atoms.get_forces()
+            atoms.info["REF_energy"] = atoms.get_potential_energy()
+            atoms.calc = None
+            out.append(atoms)
+    return out, (time.process_time() - cpu) / max(1, len(frames))
+
+
+def _3bpa(data: Path | None, scale: float) -> tuple[list[Atoms], dict[str, list[Atoms]]]:
+    if data is None:
+        raise SystemExit("3bpa needs --data: the directory of train_300K and ood_piece_* files")
+    cold = [_bare(a) for a in read(data / "train_300K.extxyz.gz", f":{max(10, round(400 * scale))}")]
+    for n, atoms in enumerate(cold):
+        atoms.info.update(step=n, T=300.0)
+    count = max(2, round(20 * scale))
+    hot = [
+        frame
+        for T in (600.0, 1200.0)
+        for seed in range(5)
+        for frame in walk(cold[7 * seed % len(cold)], "gfn2", T, frames=count, every=20, seed=seed + int(T))
+    ]
+    limit = max(4, round(30 * min(1.0, 2 * scale)))
+    tests = {
+        f"{T}K": [_bare(a) for a in read(data / f"ood_piece_{T}K.extxyz.gz", f":{limit}")]
+        for T in (300, 600, 1200)
+    }
+    return cold + hot, tests
+
+
+def _bare(atoms: Atoms) -> Atoms:
+    return Atoms(atoms.numbers, positions=atoms.positions)
+
+
+def _pdag(data: Path | None, scale: float) -> tuple[list[Atoms], dict[str, list[Atoms]]]:
+    """Octahedra of six metal atoms in three compositions, each with one of four adsorbates on a face."""
+    starts = []
+    for silver in (0, 2, 4):
+        metal = Octahedron("Pd", 2, latticeconstant=3.95)
+        metal.symbols[:silver] = "Ag"
+        for name in ("CO", "H2O", "C2H2", "OH"):
+            guest = molecule(name)
+            guest.positions[:, 2] += metal.positions[:, 2].max() - guest.positions[:, 2].min() + 1.9
+            both = metal + guest
+            both = Atoms(both.numbers, positions=both.positions)
+            if name == "OH":
+                both.info["multiplicity"] = 2
+            starts.append(both)
+    frames, tests = [], {"500K": [], "1000K": []}
+    count = max(1, round(12 * scale))
+    for n, start in enumerate(starts):
+        for T in (300, 600, 1000):
+            frames += walk(start, "gfn1", T, frames=count, every=20, seed=100 * n + T, timestep_fs=0.5)
+        for T in (500, 1000):
+            few, seed = max(1, count // 4), 7000 + n + T
+            tests[f"{T}K"] += walk(start, "gfn1", T, frames=few, every=80, seed=seed, timestep_fs=0.5)
+    return frames, tests
+
+
+def _urea(data: Path | None, scale: float) -> tuple[list[Atoms], dict[str, list[Atoms]]]:
+    urea = [  # planar, NH2 groups on both sides of CO; the relaxation does the rest
+        ("C", 0.0, 0.0), ("O", 0.0, 1.22), ("N", 1.16, -0.7), ("N", -1.16, -0.7),
+        ("H", 2.03, -0.2), ("H", 1.16, -1.71), ("H", -2.03, -0.2), ("H", -1.16, -1.71),
+    ]  # fmt: skip
+    start = Atoms([s for s, _, _ in urea], positions=[(x, y, 0.02 * n) for n, (_, x, y) in enumerate(urea)])
+    with tempfile.TemporaryDirectory() as scratch:
+        start.calc = calculator("gfn2", Path(scratch))
+        FIRE(start, logfile=None).run(fmax=0.05, steps=200)
+    start = _bare(start)
+    count = max(2, round(20 * scale))
+    frames = [
+        frame
+        for T in (300, 600, 1000)
+        for seed in range(4)
+        for frame in walk(start, "gfn2", T, frames=count, every=20, seed=seed + T, timestep_fs=0.5)
+    ]
+    tests = {
+        f"{T}K": walk(start, "gfn2", T, frames=count, every=60, seed=900 + T, timestep_fs=0.5)
+        for T in (300, 1000)
+    }
+    return frames, tests
+
+
+PROBLEMS = {
+    "3bpa": (_3bpa, ("gfn2",), "1200K"),
+    "pdag": (_pdag, ("gfn1",), "1000K"),
+    "urea": (_urea, ("hf", "pbe"), "1000K"),
+}
+
+
+def problem(name: str, *, folder: Path, data: Path | None, scale: float) -> Problem:
+    """Read the labelled pool of `folder`, or make it there; `scale` 1 is the size of the study."""
+    make, levels, hard = PROBLEMS[name]
+    home = folder / f"{name}-{scale:g}"
+    if not (home / "cost.txt").exists():
+        home.mkdir(parents=True, exist_ok=True)
+        frames, tests = make(data, scale)
+        costs = []
+        for level in levels:
+            done, cpu_s = label(frames, level)
+            write(home / f"pool-{level}.extxyz", done)
+            costs.append(f"{level} {cpu_s:.6g}")
+        for part, some in tests.items():
+            write(home / f"test-{part}.extxyz", label(some, levels[-1])[0])
+        (home / "cost.txt").write_text("\n".join(costs), encoding="utf-8")
+    pool = {level: read(home / f"pool-{level}.extxyz", ":") for level in levels}
+    cost = dict(line.split() for line in (home / "cost.txt").read_text(encoding="utf-8").splitlines())
+    return Problem(
+        name,
+        levels,
+        {level: [_labelled(a, level) for a in frames] for level, frames in pool.items()},
+        {p.stem[5:]: [_labelled(a, levels[-1]) for a in read(p, ":")] for p in sorted(home.glob("test-*"))},
+        hard,
+        np.array([a.info["step"] for a in pool[levels[-1]]]),
+        {level: float(seconds) for level, seconds in cost.items()},
+    )
+
+
+def _labelled(atoms: Atoms, level: str) -> Labelled:
+    info = {"multiplicity": atoms.info["multiplicity"]} if "multiplicity" in atoms.info else {}
+    bare = Atoms(atoms.numbers, positions=atoms.positions, info=info)
+    return Labelled(
+        atoms=bare,
+        fidelity=level,
+        energy_eV=float(atoms.info["REF_energy"]),
+        forces_eV_per_A=np.asarray(atoms.arrays["REF_forces"]),
+    )
