@@ -13,7 +13,6 @@ from tace.cli_common import AS_JSON, SETTINGS, WHERE, say_json
 
 if TYPE_CHECKING:
     from alchemy_policies.base import Choice, Pool
-    from alchemy_policies.calibration import Calibration
     from ase import Atoms
 
 
@@ -59,15 +58,22 @@ def select(
 
     Exit code 0: some frames were chosen; 5: none is worth a label.
     """
+    import numpy as np
+
     from alchemy.cli_structures import read_frames
+    from alchemy.pool_files import score_frames
+    from alchemy.selection import make_selector, needs_gradients
 
     if out.exists() and pool.exists() and out.samefile(pool):
         raise InputError(f"--out {out} is the file of the pool; give another name")
     can_be_made(out.resolve().parent)
     frames = read_frames(pool)
     known = read_frames(trained) if trained is not None else []
-    scored, rows_of = _scored(frames, known, folder, method=method, settings=settings, fidelity=fidelity)
-    choice = _chosen(scored, budget, method, settings=settings, seed=seed)
+    block = _block(method, settings)
+    scored, rows_of = score_frames(
+        frames, known, folder, fidelity=fidelity, gradients=needs_gradients(block)
+    )
+    choice = make_selector(block)(scored, budget, np.random.default_rng(seed))
     rows = _rows(frames, scored, rows_of, choice=choice)
     chosen = sorted((row for row in rows if row["rank"] is not None), key=lambda row: row["rank"])
     if chosen:
@@ -110,73 +116,6 @@ def _finite(value: Any) -> float | None:
     return round(number, 6) if abs(number) < float("inf") else None
 
 
-def _scored(
-    frames: list[Atoms],
-    known: list[Atoms],
-    folder: Path,
-    *,
-    method: str,
-    settings: tuple[str, ...],
-    fidelity: str | None,
-) -> tuple[Pool, list[int]]:
-    """The distinct frames as a pool, and which of its rows each frame of the file is."""
-    import numpy as np
-    from alchemy_policies.base import Pool
-    from alchemy_policies.calibration import worst_decile
-    from alchemy_policies.environments import count_frames, frame_environments
-
-    from alchemy.identity import structure_uid
-    from alchemy.selection import needs_gradients, raw_deviation
-    from tace.committee import Committee
-    from tace.gradient_features import gradient_features
-
-    paths = sorted(folder.glob("member-*.pt")) or sorted(folder.glob("*.pt"))
-    if len(paths) < 2:
-        raise InputError(f"{folder}: {len(paths)} model files (*.pt); a committee needs two or more")
-    gradients = needs_gradients(_block(method, settings))
-    committee = Committee.load(paths)
-    calibration = _calibration(folder, len(paths))
-    uids = [structure_uid(atoms) for atoms in frames]
-    first = {uid: n for n, uid in reversed(list(enumerate(uids)))}
-    unique = sorted(first.values())
-    place = {uids[n]: row for row, n in enumerate(unique)}
-    own = [frames[n] for n in unique]
-
-    def features(some: list[Atoms], per_structure: list[np.ndarray]) -> np.ndarray:
-        if gradients:
-            return gradient_features(committee.members[0], some, fidelity=fidelity)
-        width = committee.members[0].config.n_layers * committee.members[0].config.channels
-        return np.stack([f.mean(0) for f in per_structure]) if some else np.zeros((0, width))
-
-    found = committee(own, fidelity=fidelity, features=True)
-    trained = committee(known, fidelity=fidelity, member_forces=False, features=not gradients)
-    assert found.features is not None
-    empty: list[np.ndarray] = []
-    spreads, forces = found.per_structure(found.force_spread), found.per_structure(found.mean_forces)
-    return (
-        Pool(
-            uids=tuple(uids[n] for n in unique),
-            expected_error_eV_per_A=np.array(
-                [
-                    worst_decile(calibration.expected_error(a.numbers, s))
-                    for a, s in zip(own, spreads, strict=True)
-                ]
-            ),
-            features=features(own, found.per_structure(found.features)),
-            sources=("file",) * len(own),
-            max_force_eV_per_A=np.array([np.linalg.norm(f, axis=1).max() for f in forces]),
-            train_features=features(
-                known, empty if trained.features is None else trained.per_structure(trained.features)
-            ),
-            deviation_eV_per_A=np.array([raw_deviation(s.max(), len(paths)) for s in spreads]),
-            steps=np.array(unique),
-            environments=frame_environments(own),
-            train_environments=count_frames(frame_environments(known)),
-        ),
-        [place[uid] for uid in uids],
-    )
-
-
 def _block(method: str, settings: tuple[str, ...]) -> Any:
     from alchemy.config_select import Select
     from alchemy.replay import changed
@@ -185,23 +124,6 @@ def _block(method: str, settings: tuple[str, ...]) -> Any:
         settings = (*settings, f"method={method}")
     plain = Select(per_round={"target": 1}).model_dump(mode="json")
     return changed(plain, settings, target="target")
-
-
-def _chosen(pool: Pool, budget: int, method: str, *, settings: tuple[str, ...], seed: int) -> Choice:
-    import numpy as np
-
-    from alchemy.selection import make_selector
-
-    return make_selector(_block(method, settings))(pool, budget, np.random.default_rng(seed))
-
-
-def _calibration(folder: Path, members: int) -> Calibration:
-    from alchemy_policies.calibration import Calibration
-
-    from alchemy.records import read_json
-
-    path = folder / "calibration.json"
-    return Calibration.from_json(read_json(path)) if path.exists() else Calibration.uncalibrated(members)
 
 
 def _write(frames: list[Atoms], chosen: list[dict[str, Any]], out: Path) -> None:

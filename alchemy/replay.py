@@ -80,6 +80,7 @@ def replay(home: Home, number: int, settings: Sequence[str]) -> dict[str, Any]:
             order=facts["order"],
             seeds=facts["seeds"],
             first=facts["first"],
+            unpaired=facts["unpaired"],
         )
     was, would = ({one.uid: one for one in runs[name][0]} for name in ("was", "would"))
     notes = []

@@ -89,6 +89,7 @@ def divide(
     order: Sequence[str],
     seeds: Mapping[str, int],
     first: Mapping[str, str] | None = None,
+    unpaired: Sequence[str] = (),
 ) -> tuple[list[Bought], dict[str, str]]:
     """Choose for the first level of `order` first, then for the others from what is left.
 
@@ -97,6 +98,7 @@ def divide(
 
     Args:
         first: frames, and why, that are bought before the selector is asked.
+        unpaired: levels that get no label beside a dearer one's.
 
     Returns:
         what is bought, and a reason for every other frame by uid.
@@ -107,7 +109,7 @@ def divide(
     for fidelity in order:
         budget = budgets[fidelity] - len(bought)
         left = [n for n, uid in enumerate(pool.uids) if uid not in bought]
-        for uid, entry in bought.items():
+        for uid, entry in () if fidelity in unpaired else bought.items():
             bought[uid] = replace(entry, fidelities=(*entry.fidelities, fidelity))
         if budget <= 0 or not left:
             continue

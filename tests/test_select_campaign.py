@@ -195,3 +195,21 @@ def test_shares_stay_within_the_limits_of_the_campaign(tmp_path, monkeypatch):
     assert "cheap ρ 0.950 at 1 CPU s" in found.note
     levels[1] = replace(levels[1], labels=39)  # of the 40 that stop.labels allows
     assert pool_stage.shares(Asked()).labels["dear"] <= 1
+
+
+def test_value_per_cost_divides_a_round_by_what_the_labels_of_the_campaign_say(tmp_path):
+    folder = campaign_folder(tmp_path)
+    lj = "  lj: {labeler: ase, calculator: ase.calculators.lj.LennardJones, arguments: {sigma: 2.3}}"
+    edited(folder, "fidelities:\n", f"fidelities:\n{lj}\n")
+    old = "count: 4, stdev: 0.05 A}\n    label: {emt: all}"
+    edited(folder, old, "count: 9, stdev: 0.05 A}\n    label: [lj, emt]")
+    edited(folder, "walkers: 1", "walkers: 3, sample_every: 2")
+    block = "{per_round: {lj: 4, emt: 2}, fidelity_choice: value_per_cost, random: 0.5, threshold: 1 meV/A}"
+    path = edited(folder, "{per_round: 2, random: 0.5, threshold: 1 meV/A}", block)
+    outcome = run_campaign(load_campaign(Path(path)), folder / "copper", until=1)
+    facts = read_json(outcome.home.round(1) / "round.json")["select"]
+    shares = facts["shares"]
+    assert "value per cost: lj ρ" in shares["note"] or "costs more" in shares["note"]
+    assert shares["expected_cpu_s"] > 0
+    bought = [f for picked in facts["picked"] for f in picked["fidelities"]]
+    assert all(bought.count(name) <= shares["labels"][name] for name in shares["labels"])

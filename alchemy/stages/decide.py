@@ -14,6 +14,7 @@ from alchemy_policies.calibration import Calibration, fit_calibration
 from ase.data import chemical_symbols
 
 from tace.comparison import errors
+from tace.data import Labelled
 
 from .. import tasks
 from ..datasets import TRAIN, labelled
@@ -44,13 +45,20 @@ def select(
         "select": chosen.model_dump(mode="json"),
         "budgets": dict(found.labels),
         "order": order,
+        "unpaired": list(found.unpaired),
         "seeds": {f: context.seed(state.number, "select", f) for f in order},
         "gradients": needs_gradients(chosen),
         "first": saddles.picks(state, uids, found.labels[context.target]),
     }
     tasks.write_bytes(state.directory / POOL, pool_bytes(pool, asked))
     bought, rejected = divide(
-        pool, selector, found.labels, order=order, seeds=asked["seeds"], first=asked["first"]
+        pool,
+        selector,
+        found.labels,
+        order=order,
+        seeds=asked["seeds"],
+        first=asked["first"],
+        unpaired=found.unpaired,
     )
     errors_of = dict(zip(pool.uids, pool.expected_error_eV_per_A, strict=True))
     picked: list[dict[str, Any]] = [
@@ -154,22 +162,8 @@ def _fresh(
     random = [n for n, uid in enumerate(uids) if why[uid] == "random"]
     if random:
         spreads = scores.per_structure(scores.force_spread_eV_per_A)
-        numbers = np.concatenate([frames[n].atoms.numbers for n in random])
-        squares = np.concatenate([(frames[n].forces_eV_per_A - pieces[n]) ** 2 for n in random])
-        covered = calibration.coverage(
-            numbers,
-            np.concatenate([spreads[n] for n in random]),
-            np.concatenate([error[n] for n in random]),
-        )
-        out["random"] = {
-            "frames": len(random),
-            "force_rmse_eV_per_A": float(np.sqrt(squares.mean())),
-            "element_force_rmse_eV_per_A": {
-                chemical_symbols[z]: float(np.sqrt(squares[numbers == z].mean()))
-                for z in np.unique(numbers).tolist()
-            },
-            "coverage_90": finite_or_none(covered),
-        }
+        slice_of = [(frames[n], pieces[n], spreads[n]) for n in random]
+        out["random"] = _on_slice(slice_of, calibration)
     if fidelity == context.target:
         numbers = np.concatenate([f.atoms.numbers for f in frames])
         everything = np.concatenate(error)
@@ -185,6 +179,25 @@ def _fresh(
             random=np.repeat([n in random for n in range(len(frames))], scores.n_atoms),
         )
     return out
+
+
+def _on_slice(
+    frames: Sequence[tuple[Labelled, np.ndarray, np.ndarray]], calibration: Calibration
+) -> dict[str, Any]:
+    """Errors and coverage on labelled frames with their mean forces and spreads: what stop rules judge."""
+    numbers = np.concatenate([frame.atoms.numbers for frame, _, _ in frames])
+    difference = np.concatenate([frame.forces_eV_per_A - mean for frame, mean, _ in frames])
+    spread = np.concatenate([own for _, _, own in frames])
+    covered = calibration.coverage(numbers, spread, np.linalg.norm(difference, axis=1))
+    return {
+        "frames": len(frames),
+        "force_rmse_eV_per_A": float(np.sqrt((difference**2).mean())),
+        "element_force_rmse_eV_per_A": {
+            chemical_symbols[z]: float(np.sqrt((difference[numbers == z] ** 2).mean()))
+            for z in np.unique(numbers).tolist()
+        },
+        "coverage_90": finite_or_none(covered),
+    }
 
 
 def refit(context: Context, state: RoundState) -> tuple[Calibration, dict[str, list[float]]]:

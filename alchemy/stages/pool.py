@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -80,7 +81,7 @@ def shares(context: Context) -> Shares:
         level.name: max(0, min(found.labels[level.name], limits.get(level.name, 10**9) - level.labels))
         for level in levels
     }
-    return Shares(within, found.expected_cpu_s, found.note)
+    return replace(found, labels=within)
 
 
 def measured_levels(context: Context) -> list[Level]:

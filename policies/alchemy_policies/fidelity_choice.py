@@ -18,6 +18,7 @@ A level that is dearer than another and correlates no better is not bought.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -48,6 +49,7 @@ class Shares:
     labels: Mapping[str, int]
     expected_cpu_s: float | None
     note: str
+    unpaired: tuple[str, ...] = ()  # levels that are not worth even the pairs of a dearer one
 
 
 class FidelityChoice(Protocol):
@@ -68,12 +70,12 @@ class Fixed:
     def __call__(
         self, levels: Sequence[Level], *, target: str, budget_cpu_s: float | None
     ) -> Shares:
-        plan = {level.name: level.per_round for level in levels}
+        plan = _paired({level.name: level.per_round for level in levels}, levels, target)
         price = _cost(plan, levels)
         if budget_cpu_s is None or price is None or price <= budget_cpu_s:
             return Shares(plan, price, "as planned")
         share = budget_cpu_s / price
-        less = {name: int(share * count + 1e-9) for name, count in plan.items()}
+        less = {name: math.floor(share * count + 1e-9) for name, count in plan.items()}
         note = f"{share:.0%} of the plan: {price:.4g} CPU s planned, {budget_cpu_s:.4g} in the budget"
         return Shares(less, _cost(less, levels), note)
 
@@ -111,11 +113,11 @@ class ValuePerCost:
             f"{level.name} ρ {level.correlation:.3f} at {level.cpu_s_per_label:.3g} CPU s"
             for level in levels
         )
-        left_out = [level.name for level in levels if level.name not in names]
+        left_out = tuple(level.name for level in levels if level.name not in names)
         note = f"value per cost: {ratios}"
         if left_out:
             note += f"; {', '.join(left_out)} costs more than a level that knows the target better"
-        return Shares(labels, spent, note)
+        return Shares(labels, spent, note, left_out)
 
     def _deal(self, chain: list[Level], budget: float) -> dict[str, int]:
         """Structures per level, dearer ones included; `chain` begins at the target."""
@@ -137,6 +139,18 @@ class ValuePerCost:
             bought[best:] += count
             left -= count * bundle[best]
         return {level.name: int(n) for level, n in zip(chain, bought, strict=True)}
+
+
+def _paired(
+    plan: Mapping[str, int], levels: Sequence[Level], target: str
+) -> dict[str, int]:
+    """With the pairs: what is labelled at the target or a dearer level is at the cheaper ones too."""
+    out, so_far = {}, 0
+    dear_first = sorted(reversed(levels), key=lambda one: one.name != target)  # the target before all
+    for level in dear_first:
+        so_far = max(so_far, plan[level.name])
+        out[level.name] = so_far
+    return {level.name: out[level.name] for level in levels}
 
 
 def _chain(levels: Sequence[Level], target: str) -> list[Level]:
