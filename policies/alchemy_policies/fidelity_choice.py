@@ -146,10 +146,10 @@ def _paired(
 ) -> dict[str, int]:
     """With the pairs: what is labelled at the target or a dearer level is at the cheaper ones too."""
     out, so_far = {}, 0
-    dear_first = sorted(reversed(levels), key=lambda one: one.name != target)  # the target before all
-    for level in dear_first:
-        so_far = max(so_far, plan[level.name])
-        out[level.name] = so_far
+    order = [target, *(level.name for level in reversed(levels) if level.name != target)]
+    for name in order:
+        so_far = max(so_far, plan[name])
+        out[name] = so_far
     return {level.name: out[level.name] for level in levels}
 
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 from scipy.spatial.distance import cdist
+from scipy.stats import rankdata
 
 from .base import Choice, Pick, PolicyError, Pool
 
@@ -73,7 +74,8 @@ class Reach:
         self.features = pool.features
         self.distance, self.centre = nearest(pool.features, pool.train_features)
         self.centres = len(pool.train_features)
-        self.of_training = self.distance.copy()  # as it was before the first pick
+        self.novelty = np.zeros(len(pool.uids))
+        """Percentile in [0, 1] of the distance to training, among the frames that can be picked."""
 
     def add(self, index: int) -> None:
         """A frame of the pool is known from now on."""
@@ -91,10 +93,11 @@ def assemble(
     pool: Pool, budget: int, rng: np.random.Generator, *, limits: Limits, rule: Rule
 ) -> Choice:
     """The choice of a round by the four steps of the module."""
-    rejected, unique = screen(pool)
+    reach = Reach(pool)
+    rejected, unique = screen(pool, reach)
+    reach.novelty[unique] = _percentile(reach.distance[unique])
     wanted = random_count(budget, limits.random_fraction)
     chance = draw(unique, wanted, rng=rng)
-    reach = Reach(pool)
     buyer = _Buyer(pool, reach, limits, budget - len(chance), limits.dedup_distance * scale(pool, unique))
     for i in chance:
         reach.add(i)
@@ -189,19 +192,23 @@ def random_count(budget: int, fraction: float) -> int:
     return max(1, round(fraction * budget))
 
 
-def screen(pool: Pool) -> tuple[dict[int, str], list[int]]:
+def screen(pool: Pool, reach: Reach | None = None) -> tuple[dict[int, str], list[int]]:
     """Reasons for what can never be picked, and the indices that are left, in the order of their
     uids.
 
     Going by uid makes the answer independent of the order in which the pool was collected.
+
+    Args:
+        reach: of the pool before any pick, where it is known already.
     """
+    reach = Reach(pool) if reach is None else reach
     rejected: dict[int, str] = {}
     unique: list[int] = []
     features, train = pool.features, pool.train_features
     finite = np.isfinite(pool.expected_error_eV_per_A) & np.isfinite(pool.max_force_eV_per_A)
     finite &= np.isfinite(features).all(axis=1) if len(features) else True
     same = _SAME * max(_largest(features[finite]), _largest(train))
-    known = nearest(features, train)[0] <= same
+    known = reach.distance <= same
     taken = np.zeros(len(features), dtype=bool)
     forbidden = _beside_test(pool, same)
     for i in sorted(range(len(pool.uids)), key=lambda i: pool.uids[i]):
@@ -227,6 +234,13 @@ def _beside_test(pool: Pool, same: float) -> np.ndarray:
         return np.zeros(len(pool.uids), dtype=bool)
     radius = 0.1 * _median_gap(test) if len(test) > 1 else 0.0
     return np.asarray(nearest(pool.features, test)[0] <= max(radius, same))
+
+
+def _percentile(values: np.ndarray) -> np.ndarray:
+    """Rank in [0, 1]; ties share their mean rank, and a pool of one is not novel among itself."""
+    if len(values) < 2:
+        return np.zeros(len(values))
+    return np.asarray((rankdata(values) - 1) / (len(values) - 1))
 
 
 def draw(unique: list[int], count: int, *, rng: np.random.Generator) -> list[int]:

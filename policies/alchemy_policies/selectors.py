@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy.stats import rankdata
 
 from .base import Choice, Pick, PolicyError, Pool
 from .greedy import ABSURD, BELOW, BUDGET, Reach, assemble, draw, limits_of, random_count, screen
@@ -41,13 +40,12 @@ class CalibratedError:
         return random_count(budget, self.random_fraction)
 
     def __call__(self, pool: Pool, budget: int, rng: np.random.Generator) -> Choice:
-        _, unique = screen(pool)
-        percentile = np.zeros(len(pool.uids))
-        percentile[unique] = _percentile(Reach(pool).of_training[unique])
-        score = pool.expected_error_eV_per_A * (1 + percentile)
-        return assemble(
-            pool, budget, rng, limits=limits_of(self), rule=lambda reach, left: score[left]
-        )
+        error = pool.expected_error_eV_per_A
+
+        def rule(reach: Reach, left: list[int]) -> np.ndarray:
+            return np.asarray(error[left] * (1 + reach.novelty[left]))
+
+        return assemble(pool, budget, rng, limits=limits_of(self), rule=rule)
 
 
 @dataclass(frozen=True)
@@ -128,10 +126,3 @@ class FirstCome:
             crossed.sort(key=lambda i: (when[i], pool.uids[i]))
         rejected |= dict.fromkeys(crossed[budget:], BUDGET)
         return Choice(tuple(Pick(i, "error") for i in crossed[:budget]), rejected)
-
-
-def _percentile(values: np.ndarray) -> np.ndarray:
-    """Rank in [0, 1]; ties share their mean rank, and a pool of one is not novel among itself."""
-    if len(values) < 2:
-        return np.zeros(len(values))
-    return np.asarray((rankdata(values) - 1) / (len(values) - 1))
