@@ -12,6 +12,7 @@ from ase.io import read, write
 from user_campaign import campaign_folder, edited
 
 from alchemy.cli import main
+from alchemy.config_select import Select
 from alchemy.selection import divide, make_selector, pool_bytes, read_pool
 from alchemy.store import Store
 
@@ -150,8 +151,6 @@ def test_frames_of_a_file_are_selected_by_a_committee_alone(done, tmp_path, caps
 
 def test_a_cheaper_level_gets_the_pairs_and_what_is_left():
     pool = testing.random_pool(np.random.default_rng(2))
-    from alchemy.config_select import Select
-
     selector = make_selector(Select(per_round={"pbe": 4}, threshold="1 meV/A"))
     seeds = {"pbe": 1, "xtb": 2}
     bought, rejected = divide(pool, selector, {"pbe": 4, "xtb": 10}, order=["pbe", "xtb"], seeds=seeds)
@@ -162,3 +161,12 @@ def test_a_cheaper_level_gets_the_pairs_and_what_is_left():
     assert not {one.uid for one in bought} & set(rejected)
     nothing, left = divide(pool, selector, {"pbe": 0, "xtb": 0}, order=["pbe", "xtb"], seeds=seeds)
     assert not nothing and set(left.values()) == {"budget"}
+
+
+def test_a_round_without_candidates_buys_nothing_and_is_recorded(tmp_path):
+    empty = testing.random_pool(np.random.default_rng(0), frames=0)
+    (tmp_path / "pool.npz").write_bytes(pool_bytes(empty, {}))
+    found, _ = read_pool(tmp_path / "pool.npz")
+    for method in ("calibrated", "lcmd", "dpgen", "first_come", "random"):
+        selector = make_selector(Select(method=method, per_round={"pbe": 4}))
+        assert divide(found, selector, {"pbe": 4}, order=["pbe"], seeds={"pbe": 1}) == ([], {})

@@ -30,7 +30,7 @@ from replayed import Plan, one_thread, replay
 OURS, BASELINES = ("calibrated", "lcmd"), ("random", "dpgen", "first_come")
 
 
-def labels_to_target(curve: Sequence[tuple[int, float]], target: float) -> float:
+def labels_to_target(curve: Sequence[tuple[float, float]], target: float) -> float:
     """Labels at which the error first falls to the target, between rounds on a power law; inf if never.
 
     Args:
@@ -59,7 +59,7 @@ def summary(records: Sequence[Mapping[str, Any]], target: float | None) -> Itera
     """Labels to target of every run, and ratios between methods."""
     for name in sorted({r["problem"] for r in records}):
         own = [r for r in records if r["problem"] == name]
-        runs: dict[tuple[str, int], list[tuple[int, float]]] = {}
+        runs: dict[tuple[str, int], list[tuple[float, float]]] = {}
         for r in own:
             point = (r["labels"], r["force_rmse_eV_per_A"][r["hard"]])
             runs.setdefault((r["method"], r["seed"]), []).append(point)

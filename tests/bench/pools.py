@@ -168,6 +168,7 @@ def _urea(data: Path | None, scale: float) -> tuple[list[Atoms], dict[str, list[
 
 PROBLEMS = {
     "3bpa": (_3bpa, ("gfn2",), "1200K"),
+    "3bpa-levels": (_3bpa, ("gfn1", "gfn2"), "1200K"),
     "pdag": (_pdag, ("gfn1",), "1000K"),
     "urea": (_urea, ("hf", "pbe"), "1000K"),
 }

@@ -82,35 +82,45 @@ def replay(
     members: list[Tace] = []
     started = time.process_time()
     for number in range(1, plan.rounds + 1):
-        members = _trained([frames[n] for n in known], members, number, seed=seed, plan=plan)
+        labelled = [frames[n] for n in known]
+        members = train_committee(labelled, members, number, seed=seed, plan=plan, levels=[target])
         committee = Committee(members)
-        record = {"round": number, "labels": len(known), **_errors(committee, problem)}
+        record = {"round": number, "labels": len(known), **test_errors(committee, problem)}
         left = [n for n in range(len(frames)) if n not in set(known)]
         if number < plan.rounds and left:
-            pool, prediction = _pool(problem, committee, left, known, calibration=calibration, method=method)
+            pool, prediction = scored_pool(
+                problem, committee, left, known, calibration=calibration, method=method
+            )
             assert pool.deviation_eV_per_A is not None
             selector = selector_of(method, pool.deviation_eV_per_A)
             choice = selector(pool, plan.per_round, np.random.default_rng([seed, number]))
             bought = [(pick.index, pick.why) for pick in choice.picks]
-            fresh = _fresh(frames, prediction, left, bought)
+            fresh = fresh_pairs(frames, prediction, left, bought)
             if probe:
                 blind = np.random.default_rng([seed, number, 2]).permutation(len(left))[:probe]
-                asked = _fresh(frames, prediction, left, [(int(n), "random") for n in blind])
+                asked = fresh_pairs(frames, prediction, left, [(int(n), "random") for n in blind])
                 record["probes"] = _coverage(calibration, asked, enough=sum(p[3] for p in pairs) >= ENOUGH)
             pairs += fresh
-            calibration = _calibrated(pairs, plan.members)
+            calibration = refitted(pairs, plan.members)
             known += [left[n] for n, _ in bought]
         yield {**record, "cpu_s": time.process_time() - started}
         if len(known) == record["labels"]:
             return  # nothing more is wanted
 
 
-def _trained(
-    frames: Sequence[Labelled], before: Sequence[Tace], number: int, *, seed: int, plan: Plan
+def train_committee(
+    frames: Sequence[Labelled],
+    before: Sequence[Tace],
+    number: int,
+    *,
+    seed: int,
+    plan: Plan,
+    levels: Sequence[str],
 ) -> list[Tace]:
+    """The round's committee; one member is cold in every round, each leaves a tenth of the frames out."""
     elements = tuple(sorted({int(z) for f in frames for z in f.atoms.numbers}))
     config = preset(
-        plan.size, elements=elements, fidelities=(frames[0].fidelity,), cutoff_A=plan.cutoff_A, les=None
+        plan.size, elements=elements, fidelities=tuple(levels), cutoff_A=plan.cutoff_A, les=None
     )
     config = replace(config, avg_neighbors=mean_neighbors(list(frames), config))
     out = []
@@ -131,7 +141,8 @@ def _trained(
     return out
 
 
-def _errors(committee: Committee, problem: Problem) -> dict[str, Any]:
+def test_errors(committee: Committee, problem: Problem) -> dict[str, Any]:
+    """Force RMSE on every part of the test."""
     found = {}
     for part, frames in problem.tests.items():
         mean = committee([f.atoms for f in frames], member_forces=False).mean_forces
@@ -140,7 +151,7 @@ def _errors(committee: Committee, problem: Problem) -> dict[str, Any]:
     return {"force_rmse_eV_per_A": found}
 
 
-def _pool(
+def scored_pool(
     problem: Problem,
     committee: Committee,
     left: Sequence[int],
@@ -149,6 +160,7 @@ def _pool(
     calibration: Calibration,
     method: str,
 ) -> tuple[Pool, Any]:
+    """What is left as a selector takes it, and the committee's prediction for it."""
     frames = problem.pool[problem.levels[-1]]
     candidates, trained = [frames[n].atoms for n in left], [frames[n].atoms for n in known]
     gradients = method.startswith(("lcmd", "max_dist"))
@@ -185,9 +197,10 @@ def _pool(
 Fresh = tuple[np.ndarray, np.ndarray, np.ndarray, bool]  # numbers, spread, error of a frame; whether random
 
 
-def _fresh(
+def fresh_pairs(
     frames: Sequence[Labelled], prediction: Any, left: Sequence[int], bought: Sequence[tuple[int, str]]
 ) -> list[Fresh]:
+    """Spread and error of the atoms of frames that were just bought."""
     spreads, means = (prediction.per_structure(x) for x in (prediction.force_spread, prediction.mean_forces))
     out = []
     for n, why in bought:
@@ -214,7 +227,7 @@ def _coverage(
     return found
 
 
-def _calibrated(pairs: Sequence[Fresh], members: int) -> Calibration:
+def refitted(pairs: Sequence[Fresh], members: int) -> Calibration:
     """As `alchemy.stages.decide.refit`: on random frames once there are eight."""
     chance = [f for f in pairs if f[3]]
     used = chance if len(chance) >= ENOUGH else pairs
