@@ -9,6 +9,7 @@ A pool is kept in a folder as extended XYZ, so that a replay costs no label.
 
 from __future__ import annotations
 
+import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -25,7 +26,7 @@ from ase.md.langevin import Langevin
 from ase.optimize import FIRE
 
 from alchemy.generate import LabelerCalculator
-from alchemy.labelers.base import make_labeler
+from alchemy.labelers.base import LabelFailureError, make_labeler
 from tace.data import Labelled
 
 LABELERS = {
@@ -70,22 +71,36 @@ def walk(
         )
         found = []
         for n in range(frames):
-            dynamics.run(every)
+            try:
+                dynamics.run(every)
+            except LabelFailureError as failure:  # a cluster whose SCF fails ends its walk, not the pool
+                print(f"{start.get_chemical_formula()} at {T_K} K: {failure}", file=sys.stderr)
+                break
             frame = Atoms(atoms.numbers, positions=atoms.positions, info=dict(atoms.info))
             frame.info.update(step=(n + 1) * every, T=T_K)
             found.append(frame)
     return found
 
 
-def label(frames: Sequence[Atoms], level: str) -> tuple[list[Atoms], float]:
-    """Copies with REF_energy and REF_forces of the level, and CPU s per label."""
+def label(frames: Sequence[Atoms], level: str, *, skip: bool = True) -> tuple[list[Atoms], float]:
+    """Copies with REF_energy and REF_forces of the level, and CPU s per label.
+
+    Args:
+        skip: leave out what does not converge; otherwise the failure is raised.
+    """
     out, cpu = [], time.process_time()
     with tempfile.TemporaryDirectory() as scratch:
         calc = calculator(level, Path(scratch))
         for frame in frames:
             atoms = frame.copy()
             atoms.calc = calc
-            atoms.arrays["REF_forces"] = atoms.get_forces()
+            try:
+                atoms.arrays["REF_forces"] = atoms.get_forces()
+            except LabelFailureError as failure:
+                if not skip:
+                    raise
+                print(f"{frame.get_chemical_formula()}: {failure}", file=sys.stderr)
+                continue
             atoms.info["REF_energy"] = atoms.get_potential_energy()
             atoms.calc = None
             out.append(atoms)
@@ -123,14 +138,11 @@ def _pdag(data: Path | None, scale: float) -> tuple[list[Atoms], dict[str, list[
     for silver in (0, 2, 4):
         metal = Octahedron("Pd", 2, latticeconstant=3.95)
         metal.symbols[:silver] = "Ag"
-        for name in ("CO", "H2O", "C2H2", "OH"):
+        for name in ("CO", "H2O", "C2H2", "H2"):
             guest = molecule(name)
             guest.positions[:, 2] += metal.positions[:, 2].max() - guest.positions[:, 2].min() + 1.9
             both = metal + guest
-            both = Atoms(both.numbers, positions=both.positions)
-            if name == "OH":
-                both.info["multiplicity"] = 2
-            starts.append(both)
+            starts.append(Atoms(both.numbers, positions=both.positions))
     frames, tests = [], {"500K": [], "1000K": []}
     count = max(1, round(12 * scale))
     for n, start in enumerate(starts):
@@ -183,7 +195,7 @@ def problem(name: str, *, folder: Path, data: Path | None, scale: float) -> Prob
         frames, tests = make(data, scale)
         costs = []
         for level in levels:
-            done, cpu_s = label(frames, level)
+            done, cpu_s = label(frames, level, skip=len(levels) == 1)  # pairs must stay side by side
             write(home / f"pool-{level}.extxyz", done)
             costs.append(f"{level} {cpu_s:.6g}")
         for part, some in tests.items():
@@ -203,10 +215,8 @@ def problem(name: str, *, folder: Path, data: Path | None, scale: float) -> Prob
 
 
 def _labelled(atoms: Atoms, level: str) -> Labelled:
-    info = {"multiplicity": atoms.info["multiplicity"]} if "multiplicity" in atoms.info else {}
-    bare = Atoms(atoms.numbers, positions=atoms.positions, info=info)
     return Labelled(
-        atoms=bare,
+        atoms=_bare(atoms),
         fidelity=level,
         energy_eV=float(atoms.info["REF_energy"]),
         forces_eV_per_A=np.asarray(atoms.arrays["REF_forces"]),
