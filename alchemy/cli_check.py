@@ -61,8 +61,9 @@ def _files(campaign: Campaign) -> Iterator[tuple[Path, str]]:
     for sample in (*campaign.start, *campaign.test):
         yield from _sources(sample)
     for item in campaign.explore:
-        if item.plugin is None and isinstance(item.block.structures, Path):
-            yield item.block.structures, ":"
+        structures = getattr(item.block, "structures", None)
+        if isinstance(structures, Path):
+            yield structures, ":"
 
 
 def _sources(sample: Sample) -> Iterator[tuple[Path, str]]:

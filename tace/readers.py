@@ -7,28 +7,24 @@ suffix says nothing to ASE.
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import entry_points
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ase import Atoms
 from ase.data import chemical_symbols
-from ase.io import read
-from ase.io.formats import string2index
 
 from .data import Labelled
 from .errors import DataError
+from .frames import numbered
 from .keys import Key, described, find_all, known_labels, stored_keys, stress_of, with_inputs
 from .quantities import INPUTS, Quantity
 from .wording import count, hint
 
-DATABASES = (".db", ".json", ".aselmdb")
 PLUGINS = "tace.readers"
 _OWN_FIELDS = ("energy", "forces", "stress", "virial")
 _NOT_FOR_ASE = ("", ".yaml", ".yml", ".h5", ".hdf5", ".d", ".lmdb")
@@ -96,59 +92,7 @@ def read_frames(path: Path | str, index: str = ":") -> list[Atoms]:
     Raises:
         DataError: no such file, nothing in it, or a structure that cannot be used.
     """
-    return [atoms for atoms, _ in _numbered(Path(path), index)]
-
-
-def _numbered(path: Path, index: str) -> list[tuple[Atoms, str]]:
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
-    try:
-        chosen = string2index(index)
-    except ValueError:
-        chosen = ""
-    if isinstance(chosen, str):
-        raise DataError(f"{path}: index '{index}' is not understood; write ':', '-1' or '0:100:2'")
-    try:
-        every = _read_all(path)
-    except ImportError as error:
-        package = "; pip install ase-db-backends" if path.suffix == ".aselmdb" else ""
-        raise DataError(f"{path}: a package to read it is missing ({error}){package}") from error
-    except Exception as error:  # ASE's readers raise anything
-        raise DataError(f"{path}: cannot be read as structures ({error})") from error
-    every = list(every) if isinstance(every, list) else [every]
-    try:
-        numbers = range(len(every))[chosen] if isinstance(chosen, slice) else [range(len(every))[chosen]]
-    except IndexError:
-        raise DataError(f"{path}: there is no frame {index} among {len(every)}") from None
-    frames = [(every[n], f"{path}, frame {n}") for n in numbers]
-    for atoms, name in frames:
-        if len(atoms) == 0 or not np.isfinite(atoms.positions).all():
-            raise DataError(f"{name}: no atoms, or positions that are not finite")
-    if not frames:
-        raise DataError(f"{path}: holds no structure" + (f" at index {index}" if every else ""))
-    return frames
-
-
-def _read_all(path: Path) -> Any:
-    if path.suffix in DATABASES:
-        return _read_database(path)
-    if path.suffixes[-2:] in ([".xyz", ".gz"], [".extxyz", ".gz"]):  # ASE seeks in it, for ever
-        with gzip.open(path, "rt", encoding="utf-8") as file:
-            return read(StringIO(file.read()), index=":", format="extxyz")
-    return read(path, index=":")
-
-
-def _read_database(path: Path) -> list[Atoms]:
-    """Every row in order of its id; key-value pairs and further data go to `info`."""
-    from ase.db import connect
-
-    frames = []
-    for row in connect(str(path), append=True).select(sort="id"):
-        atoms = row.toatoms()
-        atoms.info.update(row.key_value_pairs)
-        atoms.info.update(row.data or {})
-        frames.append(atoms)
-    return frames
+    return [atoms for atoms, _ in numbered(Path(path), index)]
 
 
 def read_dataset(
@@ -181,7 +125,7 @@ def read_dataset(
         if part is not None:
             parts.append(part)
         else:
-            files.append((source, _numbered(Path(source.path), source.index)))
+            files.append((source, numbered(Path(source.path), source.index)))
     if files:
         parts.append(_from_files(files, extra or {}, need))
     return _merged(parts, fidelities)
@@ -197,7 +141,7 @@ def read_labelled(
 
     frames: with their names, of a file that ASE does not read.
     """
-    frames, notes = list(frames or _numbered(Path(source.path), source.index)), list[str]()
+    frames, notes = list(frames or numbered(Path(source.path), source.index)), list[str]()
     keyed = source.fidelity is None and any("fidelity" in atoms.info for atoms, _ in frames)
     return _from_file(source, frames, extra or {}, notes, keyed=keyed), notes
 

@@ -26,10 +26,13 @@ BENCH = ROOT / "tests" / "bench"
 SMOKE = {
     "arithmetic_floor": "--sizes 64-0 --systems pd4 --rounds 1 --seconds 0 --gemm 64",
     "breakdown": "--sizes 64-0 --systems 3bpa,step --repeats 1 --data {data}",
+    "calibration": "--smoke --data {data}/3bpa",
     "committee": "--systems acetamide --seconds 0",
+    "compiled": "--what forces --sizes nano --systems 3bpa --no-graph --seconds 0 --data {data}",
     "edge_sum": "--sizes 64-0 --seconds 0 --data {data}",
     "force_call": "--sizes 64-0 --seconds 0 --data {data}/3bpa {peers} --models ours",
     "growth": "--sizes 64-0 --forms ours --cells 1 --rounds 1 --seconds 0",
+    "label_efficiency": "--smoke --data {data}/3bpa",
     "product": "--basis --atoms 8 --seconds 0",
     "reico_generator": "--smoke",
     "shared_trunk": "--frames 10 --test-frames 2 --steps 4 --data {data}",
@@ -37,16 +40,22 @@ SMOKE = {
     "--models ours,stub",
     "start_up": "--sizes 64-0 --rounds 1",
     "store_figures": "--structures 40",
+    "store_million": "--rows 200",
     "threads": "--sizes 64-0 --systems pd4 --threads 1 --rounds 1 --seconds 0",
     "train_budget": "--sizes 64-0 --seconds 0.01 --marks 1 --seeds 0,1 --schedule linear --data {data}/3bpa",
     "train_step": "--sizes 64-0 --seconds 0 --data {data}/3bpa",
+    "transition_states": "--smoke",
+    "value_per_cost": "--smoke --data {data}/3bpa",
 }
 # scripts that others start, and scripts that need a package which is not among our dependencies
 STARTED = {"worker": "side_by_side", "peer_ours": "force_call"}
 ELSEWHERE = {"accuracy_mace": "BENCH_MACE_PYTHON"}
 SIGNED = ("rank_correlation_spread_error", "rank_correlation_of_the_two_spreads")
 # scripts with keys of their own, which they explain: their lines are only read
-OWN_KEYS = ("reico_generator", "store_figures")
+OWN_KEYS = (
+    "calibration", "compiled", "label_efficiency", "reico_generator", "store_figures", "store_million",
+    "transition_states", "value_per_cost",
+)  # fmt: skip
 # these may be zero: memory is counted in pages and load averages start at nothing, and the rest are numbers
 MAY_BE_ZERO = ("load1", "peak_MiB", "peak_from_start_MiB", "seed")
 
@@ -71,6 +80,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path = folder / name
         path.parent.mkdir()
         write(path, given, format="extxyz")
+    for name in ("train_300K", "ood_piece_300K", "ood_piece_600K", "ood_piece_1200K"):
+        write(folder / "3bpa" / f"{name}.extxyz.gz", frames[:20], format="extxyz")
     return folder
 
 
@@ -111,8 +122,8 @@ def lines_of(text: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("name", OWN_KEYS)
-def test_a_benchmark_with_keys_of_its_own_prints_json_lines(name, script, capsys):
-    script(name).main(SMOKE[name].split())
+def test_a_benchmark_with_keys_of_its_own_prints_json_lines(name, script, data, capsys):
+    script(name).main(SMOKE[name].format(data=data).split())
     found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     numbers = [x for record in found for x in record.values() if isinstance(x, float)]
     assert numbers

@@ -181,7 +181,7 @@ def test_many_random_structures_are_shared_among_tasks_and_options_fit_their_exp
         for options in conditions(item, StopMd()):
             json.dumps(options)  # a task's request
             find("explorers", item.kind)(**options)
-    assert set(EXPLORERS) <= {"md", "reico", "basin_hopping"} and "reico" in SAMPLE_KINDS
+    assert {"md", "reico", "basin_hopping"} <= set(EXPLORERS) and "reico" in SAMPLE_KINDS
 
 
 def test_what_holds_atoms_goes_with_a_walk_and_not_with_a_label(folder):

@@ -21,7 +21,8 @@ from typing import Any
 
 import numpy as np
 from ase.data import chemical_symbols
-from harness import emit, machine
+from harness import emit_own as emit
+from harness import machine
 from pools import PROBLEMS, problem
 from replayed import Plan, one_thread, replay
 
@@ -53,7 +54,7 @@ def pooled(probes: Sequence[Probe]) -> Iterator[dict[str, Any]]:
             yield {"rounds": rounds, "element": name, **covered(own, number)}
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     plain = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=plain)
     parser.add_argument("--problems", default="3bpa", help="of " + ", ".join(PROBLEMS))
@@ -68,7 +69,7 @@ def main() -> None:
         if name != "members":
             parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
     parser.add_argument("--smoke", action="store_true", help="seconds: three rounds of a tiny pool")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     one_thread()
     plan = Plan(**{name: getattr(args, name) for name in vars(Plan()) if name != "members"})
     if args.smoke:

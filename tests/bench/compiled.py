@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,8 @@ import torch
 from ase import Atoms
 from ase.io import write
 from edge_sum import systems
-from harness import BATCH, SIZES, Record, emit, machine, split_3bpa
+from harness import BATCH, SIZES, Record, machine, split_3bpa
+from harness import emit_own as emit
 
 from tace.compiling import made_up
 from tace.config import PRESETS
@@ -72,31 +73,31 @@ def model_of(size: str, atoms: Atoms, cutoff: float) -> Tace:
     )  # fmt: skip
 
 
-def forces(size: str, atoms: Atoms, cutoff: float, seconds: float) -> Record:
-    """The three forms of a force call."""
+def forces(size: str, atoms: Atoms, cutoff: float, seconds: float, *, graph: bool) -> Record:
+    """The three forms of a force call, or two of them without the graph."""
     model = model_of(size, atoms, cutoff).requires_grad_(False)
     small = [ours.batch(model, [ours.graph(model, a)]) for a in made_up(model.config.elements)]
     start = time.perf_counter()
     tables, accuracy = with_tables(model, small)
     table_s = time.perf_counter() - start
-    both = ours.batch(model, [ours.graph(model, a) for a in made_up(model.config.elements)])
-    figures = build(tables, [both, *small])
     batch = ours.batch(model, [ours.graph(model, atoms)])
-    call = opened(graph_path(tables, "forces"), figures)
-    values = list(weights(recordable(tables)).values())
-    calls: Calls = {
+    calls: dict[str, Callable[[], Any]] = {
         "network": lambda: ours.call(model, batch, training=False),
         "tables": lambda: ours.call(tables, batch, training=False),
-        "graph": lambda: call(values, batch_tensors(batch)),
     }
-    exact = ours.call(model, batch, training=False)[1]
-    off = {
-        "tables_off_eV_per_A": ours.call(tables, batch, training=False)[1] - exact,
-        "graph_off_eV_per_A": call(values, batch_tensors(batch))[1] - exact,
-    }
+    built = {}
+    if graph:
+        both = ours.batch(model, [ours.graph(model, a) for a in made_up(model.config.elements)])
+        figures = build(tables, [both, *small])
+        call = opened(graph_path(tables, "forces"), figures)
+        values = list(weights(recordable(tables)).values())
+        calls["graph"] = lambda: call(values, batch_tensors(batch))
+        built["build_s"] = figures.seconds
+    exact = calls["network"]()[1]
+    off = {f"{name}_off_eV_per_A": each()[1] - exact for name, each in calls.items() if name != "network"}
     return {
         "atoms": len(atoms), "edges": 2 * len(batch.pair_i), "intervals": accuracy.intervals,
-        "tables_s": table_s, "build_s": figures.seconds,
+        "tables_s": table_s, **built,
         **{name: float(x.abs().max()) for name, x in off.items()},
         **in_turns(calls, seconds=seconds, base="network"),
     }  # fmt: skip
@@ -161,7 +162,7 @@ def records(args: argparse.Namespace) -> Iterator[Record]:
         places = systems(args.data)
         for name, (atoms, cutoff) in places.items():
             if "forces" in args.what and name in args.systems:
-                found = forces(size, atoms, cutoff, args.seconds)
+                found = forces(size, atoms, cutoff, args.seconds, graph=not args.no_graph)
                 yield {"what": "forces", "size": size, "system": name, **found}
         if "step" in args.what:
             train, _ = split_3bpa(args.data / "3bpa")
@@ -171,7 +172,7 @@ def records(args: argparse.Namespace) -> Iterator[Record]:
                 yield {"what": "start", "size": size, "system": "3bpa", **found}
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -180,7 +181,8 @@ def main() -> None:
     parser.add_argument("--what", default="forces,step,start", help="of forces, step, start")
     parser.add_argument("--systems", default="3bpa,pd108,water192", help="of the force calls")
     parser.add_argument("--seconds", type=float, default=8.0, help="of each measurement")
-    args = parser.parse_args()
+    parser.add_argument("--no-graph", action="store_true", help="of force calls: tables alone")
+    args = parser.parse_args(argv)
     torch.set_num_threads(1)
     for record in records(args):
         emit({"bench": "compiled", **record, **machine()})

@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from harness import emit, machine
+from harness import emit_own as emit
+from harness import machine
 from pools import PROBLEMS, problem
 from replayed import Plan, one_thread, replay
 
@@ -86,7 +87,7 @@ def summary(records: Sequence[Mapping[str, Any]], target: float | None) -> Itera
             }  # fmt: skip
 
 
-def arguments() -> argparse.Namespace:
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     plain = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=plain)
     parser.add_argument("--problems", default="3bpa,pdag,urea", help="of " + ", ".join(PROBLEMS))
@@ -101,11 +102,11 @@ def arguments() -> argparse.Namespace:
     for name, value in vars(Plan()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
     parser.add_argument("--smoke", action="store_true", help="seconds: two rounds of a tiny pool")
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
-def main() -> None:
-    args = arguments()
+def main(argv: Sequence[str] | None = None) -> None:
+    args = arguments(argv)
     if args.summary is not None:
         lines = [json.loads(line) for line in args.summary.read_text(encoding="utf-8").splitlines()]
         for line in summary([r for r in lines if "round" in r], args.target):

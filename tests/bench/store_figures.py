@@ -14,7 +14,7 @@ import os
 import resource
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from platform import python_version as version
 from typing import Any
@@ -172,12 +172,12 @@ def peers(folder: Path, given: list[Atoms]) -> None:
     say("extxyz: bytes per structure", bytes=round(xyz.stat().st_size / n))
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--structures", type=int, default=10_000)
     parser.add_argument("--folder", type=Path, help="where to write; default: a temporary folder")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     load, n = os.getloadavg()[0], args.structures
     say("machine", cores=os.cpu_count(), load=round(load, 1), structures=n, python=version())
     given = frames(args.structures)

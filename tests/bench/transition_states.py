@@ -48,7 +48,8 @@ from ase.calculators.emt import EMT
 from ase.calculators.morse import MorsePotential
 from ase.constraints import FixAtoms
 from ase.io import read
-from harness import Record, emit, machine
+from harness import Record, machine
+from harness import emit_own as emit
 
 from alchemy.labelers.base import make_labeler
 from alchemy.ts_runs import SearchLabeler
@@ -315,7 +316,7 @@ def _frame(case: Case, saddle: Any) -> Atoms:
     return atoms
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -332,7 +333,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--direct-eV", type=float, help="energy of the direct saddle: not searched then")
     parser.add_argument("--smoke", action="store_true", help="EMT alone, trained for a moment: does it run?")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.smoke:
         args.cases, args.frames, args.steps, args.tune, args.committee = "emt", 20, 10, 5, 2
     if "baker" in args.cases.split(",") and args.baker is None:

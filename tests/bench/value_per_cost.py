@@ -15,7 +15,7 @@ import argparse
 import json
 import math
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ import numpy as np
 from alchemy_policies.calibration import Calibration
 from alchemy_policies.fidelity_choice import Level, Shares, ValuePerCost, force_correlation
 from alchemy_policies.selectors import CalibratedError
-from harness import emit, machine
+from harness import emit_own as emit
+from harness import machine
 from label_efficiency import interval, labels_to_target
 from pools import PROBLEMS, Problem, problem
 from replayed import (
@@ -97,7 +98,7 @@ def replay_levels(given: Problem, *, two: bool, seed: int, plan: Plan) -> Iterat
                     bought[name].append(left[place[one.uid]])
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     plain = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=plain)
     two_levels = [name for name, (_, levels, _) in PROBLEMS.items() if len(levels) > 1]
@@ -107,7 +108,7 @@ def main() -> None:
     parser.add_argument("--pools", type=Path, help="where labelled pools are kept")
     parser.add_argument("--scale", type=float, default=1.0, help="size of the pool")
     parser.add_argument("--smoke", action="store_true", help="two xTB levels, two rounds")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     one_thread()
     plan = Plan(start=12, per_round=6)
     if args.smoke:
