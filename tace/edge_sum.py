@@ -138,7 +138,9 @@ def _difference(module: EdgeSum, library: ctypes.CDLL, batch: Batch, *, dtype: t
     )
     found, inputs = [], [angular, weights, *sent]
     for sums in forms:
-        first = torch.autograd.grad(sums, inputs, seeds, create_graph=True)
+        # of a scalar: with seeds given, PyTorch imports sympy first, which takes a third of a second
+        scalar = torch.stack([(s * x).sum() for s, x in zip(seeds, sums, strict=True)]).sum()
+        first = torch.autograd.grad(scalar, inputs, create_graph=True)
         # of padding neither form says anything, and nothing comes of it
         first = (first[0] * real, first[1][:-1], *first[2:])
         value = torch.stack([x.square().sum() for x in first]).sum()

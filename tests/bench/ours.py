@@ -82,6 +82,22 @@ def call(model: Tace, inputs: Batch, *, training: bool) -> tuple[Tensor, Tensor]
     return out.energies, out.forces
 
 
+def compiled_call(model: Tace, inputs: Batch) -> Callable[[], object]:
+    """A call of the model with radial tables in a compiled graph, which is built unless the cache has it."""
+    from tace.compiling import made_up
+    from tace.graphs import build, graph_path, opened
+    from tace.radial_tables import with_tables
+    from tace.recorded import recordable
+    from tace.recording import batch_tensors, weights
+
+    small = [batch(model, [graph(model, a)]) for a in made_up(model.config.elements)]
+    tables, _ = with_tables(model, small)
+    both = batch(model, [graph(model, a) for a in made_up(model.config.elements)])
+    run = opened(graph_path(tables, "forces"), build(tables, [both, *small]))
+    values = list(weights(recordable(tables)).values())
+    return lambda: run(values, batch_tensors(inputs))
+
+
 class ClippedAdam(torch.optim.Adam):
     """Adam AMSGrad that clips before it steps, both in units of each parameter's gain.
 

@@ -34,7 +34,10 @@ class Model(Protocol):
 
 
 class Ours:
-    """Our model as it is shipped; without its compiled kernels where TACE_NATIVE=0 is set."""
+    """Our model as it is, without compiled kernels where TACE_NATIVE=0 is set, or after `tace compile`."""
+
+    def __init__(self, form: str) -> None:
+        self.compiled = form == "compiled"
 
     def forces(self, size: str, atoms: Atoms, cutoff: float) -> tuple[Call, Record]:
         import ours
@@ -47,10 +50,10 @@ class Ours:
         known = {"parameters": parameters, "version": _version("tace-alchemy")}
         model.requires_grad_(False)
         batch = ours.batch(model, [ours.graph(model, atoms)])
-        return (
-            lambda: ours.call(model, batch, training=False),
-            {**known, "edges": 2 * len(batch.pair_i)},
-        )
+        known = {**known, "edges": 2 * len(batch.pair_i)}
+        if self.compiled:
+            return ours.compiled_call(model, batch), known
+        return lambda: ours.call(model, batch, training=False), known
 
     def step(self, size: str, data: Path, frames: int) -> tuple[Call, Record]:
         import ours
@@ -190,7 +193,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints is no answer
     torch.set_num_threads(args.threads)
-    model: Model = Ours() if args.name == "ours" else FromHarness(args.name, args.form)
+    model: Model = Ours(args.form) if args.name == "ours" else FromHarness(args.name, args.form)
     timed = Timed(model)
     for line in sys.stdin:
         request = json.loads(line)
