@@ -106,6 +106,7 @@ class Knowing:
 
     off: tuple[float, ...] = (0.1, 0.0)
     told = 0
+    ends = False  # whether it offers them too
 
     def __init__(self, **options) -> None:
         self.options = options
@@ -117,11 +118,13 @@ class Knowing:
         atoms = starts[0].copy()
         # not twice the same structure: a label that is known is not bought again
         atoms.positions = saddle.positions_A + 1e-6 * kind.told
-        candidate = Candidate(atoms, "ts", "saddle", 0, 0, 0.0, 0.0, 0.1)
+        offers = [Candidate(atoms, "ts", "saddle", 0, 0, 0.0, 0.0, 0.1)]
+        if kind.ends:  # the reactant, then the product
+            offers += [Candidate(a.copy(), "ts", "end", 0, 0, 0.0, 0.0, 0.1) for a in starts[:2]]
         report = {"name": "a-b", "outcome": saddle.verdict, "energy_eV": saddle.energy_eV + off,
                   "barrier_eV": 0.23, "lowest_frequencies_per_cm": [-65.0]}  # fmt: skip
         walker = WalkerReport(0, 0, 0.0, 1, saddle.verdict, 0.0, 0.1)
-        return Exploration((candidate,), (walker,), 1, {"reactions": [report]})
+        return Exploration(tuple(offers), (walker,), 1, {"reactions": [report]})
 
 
 @pytest.fixture
@@ -146,6 +149,23 @@ def test_a_campaign_ends_when_model_and_label_agree_at_the_saddle(tmp_path, know
     assert second["largest_labelled_force_eV_per_A"] < 0.05
     assert rounds[0]["select"]["picked"][0]["why"] == "saddle"
     assert second["labels"] == 2
+
+
+def test_the_barrier_is_compared_with_that_of_the_labels(tmp_path, knowing):
+    """EMT's barrier of the hop is what the stand-in says but for the relaxation of the reactant."""
+    knowing.ends = True
+    text = ENDS.replace("}", ", max_labels: 9}")
+    run_campaign(load_campaign(campaign_of(tmp_path, text)), tmp_path / "run", until=1)
+    facts = RoundState(Home(tmp_path / "run"), 1).facts
+    start, saddle = adatom(0.0), adatom(0.0)
+    saddle.positions = true_saddle().positions_A + 1e-6
+    energies = []
+    for atoms in (start, saddle):
+        atoms.calc = EMT()
+        energies.append(atoms.get_potential_energy())
+    barrier = energies[1] - energies[0]
+    assert facts["saddles"][0]["labelled_barrier_eV"] == pytest.approx(barrier, abs=1e-6)
+    assert facts["barriers"] == {"mae_eV": pytest.approx(abs(0.23 - barrier), abs=1e-6), "count": 1}
 
 
 def test_labels_of_a_reaction_are_capped_and_the_campaign_says_so(tmp_path, knowing):

@@ -95,13 +95,17 @@ def found(
             continue
         for walker, report in enumerate(reports):
             own = [c for c in document["candidates"] if c["walker"] == walker]
+            # it is offered before the product
+            reactant = next((c for c in own if c["reason"] == "end"), None)
             own.sort(key=lambda c: (_WORTH.index(c["reason"]), -(c["expected_error_eV_per_A"] or 0.0)))
             uids = [structure_uid(atoms_from_document(c["structure"])) for c in own]
             item = items[report["name"]]
             room = item.max_labels - before.get(report["name"], {"labels": 0})["labels"]
             saddle = next((u for u, c in zip(uids, own, strict=True) if c["reason"] == "saddle"), None)
             kept = list(dict.fromkeys(uids))[: max(0, room)]
-            rows.append({**report, "saddle_uid": saddle, "kept": kept, "offered": uids})
+            row = {**report, "saddle_uid": saddle, "kept": kept, "offered": uids}
+            row["reactant_uid"] = None if reactant is None else uids[own.index(reactant)]
+            rows.append(row)
     return rows
 
 
@@ -137,7 +141,7 @@ def assess(context: Context, state: RoundState, picked: Sequence[Mapping[str, An
     items = {name: item for item, name in _names(context)}
     bought = {p["uid"] for p in picked if context.target in p["fidelities"]}
     before = {row["name"]: row for row in history(context, state.number - 1)}
-    fresh = {}
+    fresh, barriers = {}, []
     for row in rows:
         name, item = row["name"], items[row["name"]]
         labels = before.get(name, {"labels": 0})["labels"] + len(bought & set(row["kept"]))
@@ -163,6 +167,12 @@ def assess(context: Context, state: RoundState, picked: Sequence[Mapping[str, An
             "settled": settled,
             "round": state.number,
         }
+        labelled_barrier = _labelled_barrier(context, row)
+        if labelled_barrier is not None and row.get("barrier_eV") is not None:
+            barriers.append(abs(row["barrier_eV"] - labelled_barrier))
+            fresh[name]["labelled_barrier_eV"] = labelled_barrier
+    if barriers:
+        state.facts["barriers"] = {"mae_eV": float(np.mean(barriers)), "count": len(barriers)}
     state.facts["saddles"] = list({**before, **fresh}.values())
 
 
@@ -184,6 +194,18 @@ def _compared(
     moving = np.ones(len(forces), dtype=bool)
     moving[list(item.fixed)] = False
     return float(row["energy_eV"] - frame.energy_eV), float(forces[moving].max())
+
+
+def _labelled_barrier(context: Context, row: Mapping[str, Any]) -> float | None:
+    """Energy of the saddle above that of the reactant by labels; None where one of them has none."""
+    snapshot, energies = context.store.snapshot(), list[float]()
+    for uid in (row["reactant_uid"], row["saddle_uid"]):
+        key = uid and label_key(uid, context.target, context.fingerprints[context.target])
+        label = snapshot.label(key) if key else None
+        if label is None or label.status != "ok" or label.energy_eV is None:
+            return None
+        energies.append(label.energy_eV)
+    return energies[1] - energies[0]
 
 
 def history(context: Context, number: int) -> list[dict[str, Any]]:
