@@ -192,13 +192,19 @@ def write_beside(path: Path, content: bytes) -> None:
 
 
 def _difference(model: Tace, call: Function, values: list[Tensor], batch: Batch) -> tuple[float, float]:
+    """Deviation of energies (eV/atom) and forces (eV/Å), less by what forces exceed the scale of the model.
+
+    Structures that are made up may have forces of millions of eV/Å, and rounding grows with them.
+    """
     wanted = evaluate(model, batch)
     energies, forces, *_ = call(values, batch_tensors(batch))
     assert wanted.forces is not None
     per_atom = ((energies - wanted.energies) / batch.n_atoms).abs().max()
     # energies of atoms are rounded too: 4 units in the last place of a float64
     rounding = 4.0 * torch.finfo(torch.float64).eps * wanted.energies.abs().max()
-    return float((per_atom - rounding).clamp(min=0.0)), float((forces - wanted.forces).abs().max())
+    beyond = max(1.0, float(wanted.forces.abs().max()) / max(1.0, float(model.scale_eV.max())))
+    off = float((forces - wanted.forces).abs().max()) / beyond
+    return float((per_atom - rounding).clamp(min=0.0)) / beyond, off
 
 
 def _times(

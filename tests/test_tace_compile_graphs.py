@@ -17,7 +17,7 @@ from tace.calculator import TaceCalculator
 from tace.committee import Committee
 from tace.compiling import compile_file
 from tace.config import InputConfig, LesConfig
-from tace.derivatives import stresses_of
+from tace.derivatives import evaluate, stresses_of
 from tace.graphs import GraphError
 from tace.io import load_model, save_model
 from tace.radial_tables import with_tables
@@ -232,3 +232,24 @@ def test_a_compiled_graph_gives_the_numbers_of_the_model_and_is_built_once(tmp_p
     other = with_tables(build(torch.float32, **changes, avg_neighbors=5.0), [])[0]
     assert graphs.build(other, []).seconds == report["graph"]["seconds"]
     assert dataclasses.asdict(other.config)["avg_neighbors"] != TINY.avg_neighbors
+
+
+@pytest.mark.parametrize("size", [1.0, 1e6])
+def test_a_graph_is_judged_by_its_rounding_however_large_forces_are(size):
+    """A deviation of 1e-6 of the largest force is rounding in float32, one of 1e-2 is another function."""
+    model = build(dtype=torch.float32).requires_grad_(False)
+    model.energy_readout.linear[0].weight *= size
+    model.energy_readout.hidden_out[0].weight *= size
+    batch = batch_of(model, _structure("ethanol"), _structure("crystal"))
+    exact = evaluate(model, batch)
+    largest = exact.forces.abs().max()
+    assert (largest > 1e4) == (size > 1.0)
+    allowed = graphs.TOLERANCE[torch.float32][1] * max(1.0, float(model.scale_eV.max()))
+    for share, is_right in ((1e-6, True), (1e-2, False)):
+
+        def call(values, tensors, share=share):
+            return exact.energies, exact.forces + share * largest
+
+        off = graphs._difference(model, call, [], batch)
+        assert off[0] == 0.0
+        assert (off[1] <= allowed) == is_right
