@@ -15,7 +15,6 @@ from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from alchemy.config_fields import (
     AutoOrCount,
-    AutoOrFraction,
     AutoOrWhole,
     Block,
     Count,
@@ -87,9 +86,8 @@ class Train(Block):
     warm_start: Flag = Field(
         default=True, description="Start from the weights of the round before, not from random ones"
     )
-    warm_share: AutoOrFraction = Field(
-        default="auto",
-        description="Share of those weights that is kept; auto: 0.4 if structures are drawn often, else all",
+    warm_share: Fraction = Field(
+        default=1.0, description="Share of those weights that is kept; the rest is drawn anew"
     )
     fidelity_balance: Fraction = Field(
         default=0.5, description="0 draws structures as they come, 1 draws fidelities equally often"

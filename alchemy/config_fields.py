@@ -76,9 +76,6 @@ AllOrCount = Annotated[
 AutoOrCount = Annotated[
     Annotated[Literal["auto"], Tag("<word>")] | Annotated[Count, Tag("<value>")], WORD_OR_VALUE
 ]
-AutoOrFraction = Annotated[
-    Annotated[Literal["auto"], Tag("<word>")] | Annotated[Fraction, Tag("<value>")], WORD_OR_VALUE
-]
 AutoOrWhole = Annotated[
     Annotated[Literal["auto"], Tag("<word>")] | Annotated[Whole, Tag("<value>")], WORD_OR_VALUE
 ]

@@ -9,7 +9,7 @@ from model_helpers import build
 
 from alchemy.campaign import run_campaign
 from alchemy.config import load_campaign
-from alchemy.training import shaken, warm_share
+from alchemy.training import shaken
 from tace.io import load_model
 from tace.model import Tace
 
@@ -26,11 +26,6 @@ def test_weights_are_the_share_of_the_old_and_the_rest_of_the_new(share):
         torch.testing.assert_close(parameter.detach(), wanted, rtol=1e-14, atol=1e-15)  # rounding of a sum
     for mine, before in zip((model.e0_eV, model.scale_eV, model.shift_eV), references, strict=True):
         assert torch.equal(mine, before)
-
-
-def test_structures_that_are_drawn_often_are_forgotten_in_part():
-    assert warm_share(1500 * 8 / 15) == 0.4
-    assert warm_share(1500 * 8 / 160) == 1.0
 
 
 @pytest.mark.parametrize("share", [1.0, 0.0])
