@@ -142,9 +142,9 @@ def shaken(model: Any, share: float, seed: int) -> Any:
     """Weights that are this share of what they are, and for the rest drawn anew; in place.
 
     Shrink and perturb (Ash and Adams, NeurIPS 33, 3884 (2020)). Force RMSE on unseen urea frames, meV/Å, from
-    all of the weights and from 0.4 of them: 15 frames of one distribution after 8 of it 178 → 139 (0.2 in other
-    seeds: 198 → 143, 170 → 135), but rounds of a campaign, which add what is far from the rest, 203 → 419 and
-    214 → 207, then 141 → 165 and 149 → 190; 162 frames of three levels 100 → 114.
+    all of the weights and from 0.4 of them: 15 frames of one distribution after 8 of it 178 → 139 (0.2 in
+    other seeds: 198 → 143, 170 → 135), but rounds of a campaign, which add what is far from the rest,
+    203 → 419 and 214 → 207, then 141 → 165 and 149 → 190; 162 frames of three levels 100 → 114.
     """
     if share == 1.0:
         return model
