@@ -7,13 +7,14 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
+from alchemy_policies.calculators import CalculatorSessions
 from alchemy_policies.integrators import maxwell_boltzmann
 from alchemy_policies.variants import rattled
 from ase import Atoms, units
-from ase.calculators.calculator import Calculator, all_changes
+from ase.calculators.calculator import CalculationFailed, Calculator
 from ase.io import read
 from ase.md.langevin import Langevin
 from ase.optimize import FIRE
@@ -21,42 +22,12 @@ from ase.optimize import FIRE
 from .builders.build import BUILDERS, Material, build
 from .errors import StructureError
 from .gate import Gate
-from .labeler_forces import LabelerForces
-from .labelers.base import Labeler, LabelFailureError, make_labeler
+from .labelers.base import make_labeler
+from .labelers.calculator import LabelerCalculator
 
 RELAXED_EV_PER_A = 0.02
 RELAX_STEPS = 300
 _GROUP = "alchemy_group"
-
-
-class LabelerCalculator(Calculator):
-    """A labeler as ASE calculator, for short dynamics and relaxations; scratch is reused."""
-
-    implemented_properties: ClassVar[list[str]] = ["energy", "free_energy", "forces", "stress"]
-
-    def __init__(self, labeler: Labeler, scratch: Path) -> None:
-        super().__init__()
-        self.labeler, self.scratch = labeler, scratch
-
-    def calculate(
-        self,
-        atoms: Atoms | None = None,
-        properties: Sequence[str] = ("energy",),
-        system_changes: Sequence[str] = tuple(all_changes),
-    ) -> None:
-        super().calculate(atoms, list(properties), list(system_changes))
-        assert self.atoms is not None
-        self.scratch.mkdir(parents=True, exist_ok=True)
-        self.labeler.write_input(self.atoms, self.scratch)
-        self.labeler.run(self.scratch)
-        result = self.labeler.read(self.atoms, self.scratch)
-        self.results = {
-            "energy": result.energy_eV,
-            "free_energy": result.energy_eV,
-            "forces": result.forces_eV_per_A,
-        }
-        if result.stress_eV_per_A3 is not None:
-            self.results["stress"] = result.stress_eV_per_A3
 
 
 def make_structures(request: dict[str, Any]) -> list[Atoms]:
@@ -89,7 +60,7 @@ def make_structures(request: dict[str, Any]) -> list[Atoms]:
             return _rattled(starts, source, calculator, rng=rng)
         calculator = _labeler(request, source["fidelity"], scratch)
         return _dynamics(starts, source, calculator, rng=rng)
-    except LabelFailureError as error:
+    except CalculationFailed as error:
         raise StructureError(f"making start structures failed: {error}") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -101,12 +72,14 @@ def _built(request: dict[str, Any], scratch: Path, *, rng: np.random.Generator) 
     def read_file(path: str) -> list[Atoms]:
         return read_structures(base / path, ":", request["elements"])
 
-    def forces(fidelity: str) -> LabelerForces:
-        return LabelerForces(_labeler(request, fidelity, scratch))
+    def forces(fidelity: str) -> CalculatorSessions:
+        return CalculatorSessions(_labeler(request, fidelity, scratch))
 
     return build(
         request["kind"], Material(request["source"], rng, read_file, forces), request["elements"]
     )
+
+
 def group_of(atoms: Atoms) -> dict[str, str]:
     """What a frame must not be parted from when a test set is held out: its trajectory, its reaction.
 

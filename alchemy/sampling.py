@@ -128,9 +128,11 @@ def _said(problems: list[Problem], kind: str) -> str:
 
 def _made(order: Order) -> tuple[list[Atoms], list[Any] | None]:
     """Structures as of `start:`, and a labeler's forces on them where there is one."""
-    from .generate import LabelerCalculator, make_structures
-    from .labeler_forces import LabelerForces
+    from alchemy_policies.calculators import CalculatorSessions
+
+    from .generate import make_structures
     from .labelers.base import make_labeler
+    from .labelers.calculator import LabelerCalculator
 
     source = _settings(order)
     request: dict[str, Any] = {
@@ -147,7 +149,7 @@ def _made(order: Order) -> tuple[list[Atoms], list[Any] | None]:
             return frames, None
         chosen = request["labelers"][LABELER]
         labeler = make_labeler(chosen["labeler"], chosen["options"], base_dir=Path.cwd())
-        look = LabelerForces(LabelerCalculator(labeler, Path(folder) / "forces"))(frames)
+        look = CalculatorSessions(LabelerCalculator(labeler, Path(folder) / "forces"))(frames)
         told = look(np.concatenate([atoms.positions for atoms in frames]), False)
         return frames, told.per_structure(told.mean_forces)
 

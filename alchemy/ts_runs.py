@@ -9,38 +9,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from alchemy_policies.calculators import CalculatorSessions
 from alchemy_policies.calibration import Calibration
-from alchemy_policies.ts import calculator_sessions
-from ase import Atoms
-from ase.calculators.calculator import CalculationFailed, all_changes
 
 from alchemy.errors import InputError
-from alchemy.generate import LabelerCalculator
-from alchemy.labelers.base import LabelFailureError, make_labeler
+from alchemy.labelers.base import make_labeler
+from alchemy.labelers.calculator import LabelerCalculator
 from alchemy.records import read_json
 from tace.documents import Kind, read_document
 
 if TYPE_CHECKING:
     from alchemy_policies.base import SessionFactory
+    from ase import Atoms
 
 CALIBRATION = "calibration.json"
 _VALUE = Kind(InputError, remedy="write KEY=VALUE", top="write KEY=VALUE")
-
-
-class SearchLabeler(LabelerCalculator):
-    """A labeler as ASE calculator whose failures end a search, not the program."""
-
-    def calculate(
-        self,
-        atoms: Atoms | None = None,
-        properties: Sequence[str] = ("energy",),
-        system_changes: Sequence[str] = tuple(all_changes),
-    ) -> None:
-        shutil.rmtree(self.scratch, ignore_errors=True)  # of the structure before
-        try:
-            super().calculate(atoms, properties, system_changes)
-        except LabelFailureError as failure:
-            raise CalculationFailed(str(failure)) from failure
 
 
 def labeler_sessions(name: str, settings: Sequence[str]) -> tuple[SessionFactory, Calibration]:
@@ -53,7 +36,8 @@ def labeler_sessions(name: str, settings: Sequence[str]) -> tuple[SessionFactory
     memory = Path("/dev/shm")  # noqa: S108 - a private directory is made in it
     folder = tempfile.mkdtemp(prefix="alchemy-ts-", dir=memory if memory.is_dir() else None)
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return calculator_sessions(SearchLabeler(labeler, Path(folder) / "work")), Calibration.uncalibrated()
+    sessions = CalculatorSessions(LabelerCalculator(labeler, Path(folder) / "work"))
+    return sessions, Calibration.uncalibrated()
 
 
 def _options(settings: Sequence[str]) -> dict[str, Any]:

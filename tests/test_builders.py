@@ -11,10 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from alchemy_policies import PolicyError
+from alchemy_policies.calculators import CalculatorSessions
 from alchemy_policies.health import nearest_neighbours
 from alchemy_policies.variants import rattled, strained, substituted, with_vacancies
 from ase import Atoms
 from ase.build import bulk, molecule
+from ase.calculators.calculator import CalculationFailed
 from ase.calculators.emt import EMT
 from ase.constraints import FixAtoms
 from ase.data import covalent_radii
@@ -27,8 +29,6 @@ from alchemy.config_fields import SYMBOLS
 from alchemy.config_structures import BLOCKS
 from alchemy.errors import EnvironmentProblemError, StructureError
 from alchemy.gate import Gate
-from alchemy.labeler_forces import LabelerForces
-from alchemy.labelers.base import LabelFailureError
 
 HAS_RDKIT = importlib.util.find_spec("rdkit") is not None
 needs_rdkit = pytest.mark.skipif(not HAS_RDKIT, reason="RDKit (extra 'smiles') is not installed")
@@ -297,18 +297,18 @@ class Refusing(EMT):
 
     def calculate(self, atoms=None, properties=("energy",), system_changes=()) -> None:
         if nearest_neighbours(atoms)[0].min() < 1.9:
-            raise LabelFailureError("scf", "did not converge")
+            raise CalculationFailed("did not converge")
         super().calculate(atoms, properties, system_changes)
 
 
 def test_a_labeler_relaxes_what_it_can_and_its_failures_end_one_structure_only():
     settings = {"count": 12, "mix": {"Cu": "2-3", "Pd": "1-2"}, "relax_with": "emt", "relax_steps": 4,
                 "frames": 2, "birth": True}
-    forces = LabelerForces(Refusing())  # a third of these are refused at birth
+    forces = CalculatorSessions(Refusing())  # a third of these are refused at birth
     frames = build("reico", material("reico", settings, forces=lambda _: forces), SYMBOLS)
     assert forces.failed > 0
     assert 3 < len(frames) < 12 * 3
-    always = LabelerForces(EMT())
+    always = CalculatorSessions(EMT())
     lower = build("reico", material("reico", {**settings, "count": 4}, forces=lambda _: always), SYMBOLS)
     energies = []
     for atoms in lower:
@@ -323,7 +323,7 @@ def test_basin_hopping_with_a_labeler_keeps_what_is_fixed():
     atoms.rattle(0.2, seed=1)
     atoms.set_constraint(FixAtoms([0]))
     settings = {"structures": "x", "with": "emt", "hops": 2, "relax_steps": 4, "step": "0.4 A"}
-    given = material("basin_hopping", settings, frames=[atoms], forces=lambda _: LabelerForces(EMT()))
+    given = material("basin_hopping", settings, frames=[atoms], forces=lambda _: CalculatorSessions(EMT()))
     frames = build("basin_hopping", given, SYMBOLS)
     assert len(frames) == 3
     assert all((f.positions[0] == atoms.positions[0]).all() for f in frames)

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from alchemy_policies import Candidate, Exploration, WalkerReport
+from alchemy_policies.calculators import CalculatorSessions
 from alchemy_policies.calibration import Calibration
-from alchemy_policies.ts import Reaction, Surface, calculator_sessions, verified
+from alchemy_policies.ts import Reaction, Surface, verified
 from ase.calculators.emt import EMT
 from ase.io import write
 from test_ts_saddles import swap
@@ -93,7 +94,7 @@ def test_a_round_searches_labels_and_records_what_it_found(tmp_path):
 def true_saddle():
     atoms = adatom()
     atoms.positions[-1, 0] += atoms.cell[0, 0] / 4
-    surface = Surface(atoms, calculator_sessions(EMT()), Calibration.uncalibrated())
+    surface = Surface(atoms, CalculatorSessions(EMT()), Calibration.uncalibrated())
     from alchemy_policies.ts.dimer import climb_dimer
     from ts_helpers import watch
 

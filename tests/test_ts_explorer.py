@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from alchemy_policies import PolicyError, TransitionStates
+from alchemy_policies.calculators import CalculatorSessions
 from alchemy_policies.calibration import Calibration
 from alchemy_policies.testing import check_explorer
-from alchemy_policies.ts import Label, Reaction, calculator_sessions, refine_saddle
+from alchemy_policies.ts import Label, Reaction, refine_saddle
 from alchemy_policies.ts.refine import agrees
 from ts_helpers import HCN, HIGH, HIGH_BARRIER, LEFT, MIDDLE, MullerBrown, at, explore, outcomes
 
@@ -117,7 +118,7 @@ def student(labels: int):
     """Members whose flaw, a tilt of the plane, fades as labels come in."""
     tilt = 0.4 / (1 + labels) ** 1.5
     members = [MullerBrown(slope=tilt * s) for s in (0.5, 1.5)]
-    return calculator_sessions(members), Calibration.uncalibrated()
+    return CalculatorSessions(members), Calibration.uncalibrated()
 
 
 def refined(label=truth, **settings):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from alchemy_policies import PolicyError
+from alchemy_policies.calculators import CalculatorSessions
 from alchemy_policies.guards import Guards, Reference, is_too_close
-from alchemy_policies.ts import Reaction, calculator_sessions, checked
+from alchemy_policies.ts import Reaction, checked
 from alchemy_policies.ts.band import is_folded, tangents
 from alchemy_policies.ts.modes import hessians, vibrations
 from alchemy_policies.ts.neb import Band, relax_band
@@ -221,6 +222,6 @@ def test_the_committee_s_error_ends_a_search_and_what_it_ended_at_is_offered():
 
 
 def test_sessions_of_calculators_keep_their_cells():
-    session = calculator_sessions(EMT())([adatom()])
+    session = CalculatorSessions(EMT())([adatom()])
     with pytest.raises(PolicyError, match="no stress"):
         session(adatom().positions, False, stress=True)

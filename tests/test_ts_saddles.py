@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from alchemy_policies import PolicyError
+from alchemy_policies.calculators import CalculatorSessions
 from alchemy_policies.ts import (
     Reaction,
     bond_changes,
     bonds,
-    calculator_sessions,
     isomorphic,
     reactions_from_frames,
     verified,
@@ -284,10 +284,10 @@ def test_a_lasting_change_of_bonds_in_md_becomes_a_reaction():
 
 def test_calculators_form_a_committee():
     members = [MullerBrown(slope=s) for s in (-0.3, 0.3)]
-    session = calculator_sessions(members)([at(LEFT)])
+    session = CalculatorSessions(members)([at(LEFT)])
     said = session(at(LEFT).positions, True)
     assert said.forces.shape == (2, 2, 3)
     assert said.mean_forces == pytest.approx(said.forces.mean(0))
     assert np.ptp(said.forces[:, 1, 0]) == pytest.approx(0.6)
     with pytest.raises(PolicyError, match="at least one"):
-        calculator_sessions([])
+        CalculatorSessions([])

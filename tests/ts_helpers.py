@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import ClassVar
 
 import numpy as np
+from alchemy_policies.calculators import CalculatorSessions
 from alchemy_policies.calibration import Calibration
-from alchemy_policies.ts import Reaction, Surface, TransitionStates, Watch, calculator_sessions
+from alchemy_policies.ts import Reaction, Surface, TransitionStates, Watch
 from ase import Atoms
 from ase.build import add_adsorbate, fcc100, molecule
 from ase.calculators.calculator import Calculator, all_changes
@@ -69,7 +70,7 @@ def at(point) -> Atoms:
 
 
 def surface_of(atoms: Atoms, *calculators: Calculator) -> Surface:
-    return Surface(atoms, calculator_sessions(list(calculators)), Calibration.uncalibrated())
+    return Surface(atoms, CalculatorSessions(list(calculators)), Calibration.uncalibrated())
 
 
 def watch(surface: Surface, **limits) -> Watch:
@@ -78,7 +79,7 @@ def watch(surface: Surface, **limits) -> Watch:
 
 def explore(starts, *calculators, seed=0, **options):
     explorer = TransitionStates(**options)
-    factory = calculator_sessions(list(calculators))
+    factory = CalculatorSessions(list(calculators))
     return explorer(starts, factory, Calibration.uncalibrated(), np.random.default_rng(seed))
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from alchemy_policies.base import PolicyError
+from alchemy_policies.calculators import CalculatorSessions
 from alchemy_policies.hopping import BasinHopping
 from alchemy_policies.reico import Reico
 from alchemy_policies.variants import strained, substituted, with_vacancies
@@ -15,10 +16,9 @@ from ase import Atoms
 
 from ..errors import StructureError
 from ..gate import Gate
-from ..labeler_forces import LabelerForces
 
 Read = Callable[[str], list[Atoms]]
-Forces = Callable[[str], LabelerForces]
+Forces = Callable[[str], CalculatorSessions]
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ def _bare(atoms: Atoms) -> Atoms:
     return atoms
 
 
-def _offered(frames: list[Atoms], forces: LabelerForces, key: str) -> list[Atoms]:
+def _offered(frames: list[Atoms], forces: CalculatorSessions, key: str) -> list[Atoms]:
     if not frames:
         raise StructureError(
             f"{key}: none of {forces.failed} calculations succeeded; choose a fidelity that can treat these "

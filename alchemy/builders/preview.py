@@ -15,10 +15,11 @@ from ..generate import read_structures
 from .build import Material, build
 
 if TYPE_CHECKING:
+    from alchemy_policies.calculators import CalculatorSessions
+
     from ..config import Campaign
     from ..config_samples import Sample
     from ..config_structures import ExploreReico
-    from ..labeler_forces import LabelerForces
 
 FEW = 4  # random structures or copies, and conformers of each molecule
 
@@ -41,7 +42,7 @@ def preview(campaign: Campaign, sample: Sample) -> tuple[list[Atoms], dict[str, 
     def read(path: str) -> list[Atoms]:
         return read_structures(campaign.resolve(path), ":", campaign.elements)
 
-    def forces(fidelity: str) -> LabelerForces:
+    def forces(fidelity: str) -> CalculatorSessions:
         raise AssertionError(f"a preview has no labeler: {fidelity}")
 
     material = Material(source, np.random.default_rng(0), read, forces)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import numpy as np
 from ase import Atoms
@@ -26,6 +27,19 @@ _START_DT, _MOST_DT, _GROW, _SHRINK, _PATIENCE = 0.1, 1.0, 1.1, 0.5, 5
 _ALPHA, _ALPHA_FALL = 0.1, 0.99
 
 
+class Relaxing(Protocol):
+    """The options of an explorer that optimises."""
+
+    @property
+    def relax_steps(self) -> int: ...
+    @property
+    def fmax_eV_per_A(self) -> float: ...
+    @property
+    def abort_above_eV_per_A(self) -> float: ...
+    @property
+    def guards(self) -> Guards: ...
+
+
 @dataclass(frozen=True)
 class Terms:
     """How far down, and what ends it before."""
@@ -36,6 +50,18 @@ class Terms:
     guards: Guards = field(default_factory=Guards)
     abort_above_eV_per_A: float = math.inf  # expected error beyond which the forces mean nothing
     calibration: Calibration | None = None  # None: errors are not judged (a labeler's forces are the truth)
+
+    @classmethod
+    def of(cls, policy: Relaxing, calibration: Calibration | None) -> Terms:
+        """As an explorer's options say. True forces have no limit: they are not an artefact of the model."""
+        free = replace(policy.guards, max_force_eV_per_A=math.inf)
+        return cls(
+            steps=policy.relax_steps,
+            fmax_eV_per_A=policy.fmax_eV_per_A,
+            guards=policy.guards if calibration else free,
+            abort_above_eV_per_A=policy.abort_above_eV_per_A,
+            calibration=calibration,
+        )
 
 
 @dataclass(frozen=True)
@@ -204,6 +230,19 @@ def _judge(
             runner.outcome = FINISHED
         else:
             runner.step(forces, terms.max_step_A)
+
+
+def batches(frames: Sequence[Atoms], most: int) -> list[list[int]]:
+    """Indices of frames that are evaluated together: at most so many atoms, or one frame."""
+    found: list[list[int]] = []
+    filled = most
+    for n, atoms in enumerate(frames):
+        if filled + len(atoms) > most:
+            found.append([])
+            filled = 0
+        found[-1].append(n)
+        filled += len(atoms)
+    return found
 
 
 def with_last(way: Way) -> tuple[Moment, ...]:

@@ -26,10 +26,8 @@ from .greedy import Reach, Rule, assemble, limits_of
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaxDist:
-    """The frame above the threshold that is farthest from training and picks, in readout gradients;
-    plus a random slice.
-    """
+class _InGradients:
+    """What rules of distance in readout gradients share: they choose among frames above the threshold."""
 
     needs_gradients: ClassVar[bool] = True
 
@@ -43,7 +41,15 @@ class MaxDist:
 
     def __post_init__(self) -> None:
         limits_of(self)
-        _refuse_negative(self.error_power)
+        if not self.error_power >= 0:
+            raise PolicyError(f"error_power is {self.error_power}; must not be negative")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaxDist(_InGradients):
+    """The frame above the threshold that is farthest from training and picks, in readout gradients;
+    plus a random slice.
+    """
 
     def __call__(self, pool: Pool, budget: int, rng: np.random.Generator) -> Choice:
         rule = _farthest(pool, self.error_power)
@@ -51,24 +57,10 @@ class MaxDist:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lcmd:
+class Lcmd(_InGradients):
     """Of the largest cluster of frames above the threshold the one farthest from its centre, in
     readout gradients; plus a random slice.
     """
-
-    needs_gradients: ClassVar[bool] = True
-
-    threshold_eV_per_A: float = 0.0
-    random_fraction: float = 0.1
-    dedup_distance: float = 0.25
-    max_force_eV_per_A: float = 50.0
-    quota: Mapping[str, float] = field(default_factory=dict)
-    coverage: float = 0.0
-    error_power: float = 0.0
-
-    def __post_init__(self) -> None:
-        limits_of(self)
-        _refuse_negative(self.error_power)
 
     def __call__(self, pool: Pool, budget: int, rng: np.random.Generator) -> Choice:
         weight = _weight(pool, self.error_power)
@@ -115,8 +107,3 @@ def _farthest(pool: Pool, power: float) -> Rule:
 
 def _weight(pool: Pool, power: float) -> np.ndarray:
     return np.ones(len(pool.uids)) if power == 0 else pool.expected_error_eV_per_A**power
-
-
-def _refuse_negative(power: float) -> None:
-    if not power >= 0:
-        raise PolicyError(f"error_power is {power}; must not be negative")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from ase import Atoms, units
 
 from .base import Candidate, Exploration, PolicyError, SessionFactory, WalkerReport
 from .calibration import Calibration
-from .descent import ABORT, CONVERGED, FINISHED, Moment, Terms, Way, descend
+from .descent import ABORT, CONVERGED, FINISHED, Moment, Terms, Way, batches, descend
 from .guards import Guards, Reference, is_too_close
 from .walkers import bare_copy, fixed_atoms
 
@@ -65,19 +65,13 @@ class BasinHopping:
         """As every explorer; calibration None: the forces are true, nothing is judged."""
         if not starts:
             raise PolicyError("basin hopping needs at least one start structure")
-        terms = Terms(
-            steps=self.relax_steps,
-            fmax_eV_per_A=self.fmax_eV_per_A,
-            guards=self.guards if calibration else replace(self.guards, max_force_eV_per_A=np.inf),
-            abort_above_eV_per_A=self.abort_above_eV_per_A,
-            calibration=calibration,
-        )
+        terms = Terms.of(self, calibration)
         hoppers = self._deal(starts, rng)
         calls = 0
         for hop in range(self.hops + 1):
             going = [hopper for hopper in hoppers if not hopper.outcome]
             trials = [hopper.atoms if hop == 0 else hopper.displaced(self) for hopper in going]
-            for group in _groups(trials, self.batch_atoms):
+            for group in batches(trials, self.batch_atoms):
                 ways, more = descend([trials[n] for n in group], session_factory, terms, keep=())
                 calls += more
                 for n, way in zip(group, ways, strict=True):
@@ -177,19 +171,6 @@ class _Hopper:
             time_fs=0.0,
             max_expected_error_eV_per_A=self.worst_eV_per_A,
         )
-
-
-def _groups(frames: Sequence[Atoms], most: int) -> list[list[int]]:
-    """Indices of frames that are evaluated together."""
-    found: list[list[int]] = []
-    filled = most
-    for n, atoms in enumerate(frames):
-        if filled + len(atoms) > most:
-            found.append([])
-            filled = 0
-        found[-1].append(n)
-        filled += len(atoms)
-    return found
 
 
 def _thinned(offers: list[Candidate]) -> list[Candidate]:

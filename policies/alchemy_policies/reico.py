@@ -14,7 +14,7 @@ at only where `on_starts` wants them as slabs under adsorbates.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
@@ -23,7 +23,7 @@ from ase.constraints import FixAtoms
 
 from .base import Candidate, Exploration, PolicyError, SessionFactory, WalkerReport
 from .calibration import Calibration
-from .descent import CONVERGED, Moment, Terms, Way, descend, with_last
+from .descent import CONVERGED, Moment, Terms, Way, batches, descend, with_last
 from .grow import grow
 from .guards import Guards
 from .published import publish
@@ -81,13 +81,7 @@ class Reico:
     ) -> Exploration:
         """As every explorer; calibration None: the forces are true, nothing is judged."""
         born = self.make(starts, rng)
-        terms = Terms(
-            steps=self.relax_steps,
-            fmax_eV_per_A=self.fmax_eV_per_A,
-            guards=self.guards if calibration else replace(self.guards, max_force_eV_per_A=np.inf),
-            abort_above_eV_per_A=self.abort_above_eV_per_A,
-            calibration=calibration,
-        )
+        terms = Terms.of(self, calibration)
         ways, calls = self.relax([structure for structure, _ in born], session_factory, terms)
         offers, reports = [], []
         for n, ((structure, start), way) in enumerate(zip(born, ways, strict=True)):
@@ -135,8 +129,9 @@ class Reico:
         keep = set(spaced.tolist() if self.birth or self.relax_steps == 0 else spaced[1:].tolist())
         ways: list[Way] = []
         calls = 0
-        for batch in _batches([structure.atoms for structure in born], self.batch_atoms):
-            more, evaluated = descend(batch, session_factory, terms, keep=keep)
+        frames = [structure.atoms for structure in born]
+        for batch in batches(frames, self.batch_atoms):
+            more, evaluated = descend([frames[n] for n in batch], session_factory, terms, keep=keep)
             ways += more
             calls += evaluated
         return ways, calls
@@ -150,18 +145,6 @@ def _is_slab(atoms: Atoms) -> bool:
     upright = abs(cell[:2, 2]).max() < 1e-6 and abs(cell[2, :2]).max() < 1e-6 and cell[2, 2] > 0
     free = not atoms.pbc[2] or cell[2, 2] - np.ptp(atoms.positions[:, 2]) > 5.0  # Å, beyond any bond
     return bool(upright and free)
-
-
-def _batches(frames: Sequence[Atoms], most: int) -> list[list[Atoms]]:
-    found: list[list[Atoms]] = []
-    filled = most
-    for atoms in frames:
-        if filled + len(atoms) > most:
-            found.append([])
-            filled = 0
-        found[-1].append(atoms)
-        filled += len(atoms)
-    return found
 
 
 def _offer(walker: int, atoms: Atoms, moment: Moment, way: Way) -> Candidate:

@@ -19,14 +19,14 @@ from pathlib import Path
 import numpy as np
 from ase import Atoms, units
 from ase.build import molecule
-from ase.calculators.calculator import Calculator
+from ase.calculators.calculator import CalculationFailed, Calculator
 from ase.cluster import Octahedron
 from ase.io import read, write
 from ase.md.langevin import Langevin
 from ase.optimize import FIRE
 
-from alchemy.generate import LabelerCalculator
-from alchemy.labelers.base import LabelFailureError, make_labeler
+from alchemy.labelers.base import make_labeler
+from alchemy.labelers.calculator import LabelerCalculator
 from tace.data import Labelled
 
 LABELERS = {
@@ -73,7 +73,7 @@ def walk(
         for n in range(frames):
             try:
                 dynamics.run(every)
-            except LabelFailureError as failure:  # a cluster whose SCF fails ends its walk, not the pool
+            except CalculationFailed as failure:  # a cluster whose SCF fails ends its walk, not the pool
                 print(f"{start.get_chemical_formula()} at {T_K} K: {failure}", file=sys.stderr)
                 break
             frame = Atoms(atoms.numbers, positions=atoms.positions, info=dict(atoms.info))
@@ -96,7 +96,7 @@ def label(frames: Sequence[Atoms], level: str, *, skip: bool = True) -> tuple[li
             atoms.calc = calc
             try:
                 atoms.arrays["REF_forces"] = atoms.get_forces()
-            except LabelFailureError as failure:
+            except CalculationFailed as failure:
                 if not skip:
                     raise
                 print(f"{frame.get_chemical_formula()}: {failure}", file=sys.stderr)

@@ -22,12 +22,11 @@ from typing import Any
 
 import numpy as np
 from alchemy_policies import Recipe, Reico
+from alchemy_policies.calculators import CalculatorSessions
 from alchemy_policies.health import health, nearest_neighbours
 from ase import Atoms
 from ase.calculators.emt import EMT
 from scipy.stats import chi2
-
-from alchemy.labeler_forces import LabelerForces
 
 Record = dict[str, Any]
 SIZES = {"reico": (4, 8, 12, 16, 20), "grow": (4, 8, 12, 16, 20, 24, 32, 48)}
@@ -117,7 +116,7 @@ def descent(count: int, seed: int) -> Record:
     recipe = Recipe(mix={"Pd": (1, 6), "Ag": (1, 6)})
     policy = Reico(count=count, recipe=recipe, relax_steps=10, frames=10, birth=True)
     started = time.process_time()
-    found = policy([], LabelerForces(EMT()), None, np.random.default_rng(seed))
+    found = policy([], CalculatorSessions(EMT()), None, np.random.default_rng(seed))
     cpu_s = time.process_time() - started
     forces: dict[int, list[np.ndarray]] = {}
     for candidate in found.candidates:

@@ -29,13 +29,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from alchemy_policies.calculators import CalculatorSessions
 from alchemy_policies.calibration import Calibration
 from alchemy_policies.ts import (
     Label,
     Reaction,
     Surface,
     TransitionStates,
-    calculator_sessions,
     checked,
     refine_saddle,
     search,
@@ -52,7 +52,7 @@ from harness import Record, machine
 from harness import emit_own as emit
 
 from alchemy.labelers.base import make_labeler
-from alchemy.ts_runs import SearchLabeler
+from alchemy.labelers.calculator import LabelerCalculator
 from tace.committee import Committee
 from tace.config import preset
 from tace.data import Labelled, make_samples
@@ -82,7 +82,7 @@ class Recorder:
     """Sessions that remember what they were asked, with energies and forces."""
 
     def __init__(self, calculator: Calculator) -> None:
-        self.factory = calculator_sessions(calculator)
+        self.factory = CalculatorSessions(calculator)
         self.frames: list[Labelled] = []
 
     def __call__(self, frames: Sequence[Atoms]) -> Any:
@@ -119,7 +119,7 @@ def molecule_case(name: str, reaction: Reaction, args: argparse.Namespace, scrat
     cheap = make_labeler("tblite", {"method": "GFN2-xTB"}, base_dir=scratch)
     level = {"method": args.method, "basis": args.basis}
     target = make_labeler("pyscf", level, base_dir=scratch)
-    calculators = [SearchLabeler(x, scratch / f"{name}-{x.name}") for x in (cheap, target)]
+    calculators = [LabelerCalculator(x, scratch / f"{name}-{x.name}") for x in (cheap, target)]
     how = "dimer" if reaction.is_guess else "neb+dimer"
     return Case(name, reaction, calculators[0], calculators[1], how)
 
@@ -180,7 +180,7 @@ def run_search(case: Case, factory: Any, seed: int) -> tuple[Any, float]:
 
 
 def direct(case: Case, seed: int) -> tuple[Record, Any]:
-    result, cpu = run_search(case, calculator_sessions(case.target), seed)
+    result, cpu = run_search(case, CalculatorSessions(case.target), seed)
     saddle = result.saddle
     exact = None if saddle is None else f"{saddle.energy_eV:.6f}"  # emit keeps four digits of numbers
     return {"what": "direct", **summary(result), "saddle_eV": exact, "cpu_s": cpu}, result

@@ -13,7 +13,7 @@ from .reactions import Reaction, checked, reactions_from_frames
 from .refine import Label, Refinement, refine_saddle
 from .saddles import Saddle, verified
 from .search import SearchOptions, SearchResult, search
-from .surface import Surface, calculator_sessions
+from .surface import Surface
 from .watch import Limits, Watch
 
 __all__ = [
@@ -29,7 +29,6 @@ __all__ = [
     "Watch",
     "bond_changes",
     "bonds",
-    "calculator_sessions",
     "checked",
     "isomorphic",
     "reactions_from_frames",

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 from ase import Atoms
-from ase.calculators.calculator import CalculationFailed, Calculator, SCFError, all_changes
+from ase.calculators.calculator import Calculator, all_changes
 from ase.constraints import FixAtoms
 
 from tace.prediction import CommitteePrediction
@@ -121,67 +121,6 @@ def fixed_atoms(atoms: Atoms) -> np.ndarray:
             )
         fixed[constraint.index] = True
     return fixed
-
-
-def calculator_sessions(calculators: Sequence[Calculator] | Calculator) -> SessionFactory:
-    """ASE calculators as a committee, so that a search runs on any level of theory.
-
-    Each calculator is a member; one alone has no spread, and a search on it is not watched.
-    """
-    members = [calculators] if isinstance(calculators, Calculator) else list(calculators)
-    if not members:
-        raise PolicyError("calculator_sessions needs at least one calculator")
-
-    def factory(frames: Sequence[Atoms]) -> Session:
-        return _CalculatorSession(members, [atoms.copy() for atoms in frames])
-
-    return factory
-
-
-@dataclass(frozen=True)
-class _CalculatorSession:
-    members: list[Calculator]
-    frames: list[Atoms]
-
-    def __call__(
-        self,
-        positions_A: np.ndarray,
-        member_forces: bool,
-        *,
-        cells_A: np.ndarray | None = None,
-        stress: bool = False,
-    ) -> CommitteePrediction:
-        if cells_A is not None or stress:
-            raise PolicyError("sessions of ASE calculators keep their cells and give no stress")
-        sizes = np.array([len(atoms) for atoms in self.frames])
-        parts = np.split(positions_A, np.cumsum(sizes)[:-1])
-        energies = np.zeros((len(self.members), len(self.frames)))
-        forces = []
-        for k, calculator in enumerate(self.members):
-            rows = []
-            for n, (atoms, x) in enumerate(zip(self.frames, parts, strict=True)):
-                energies[k, n], pull = _computed(atoms, x, calculator)
-                rows.append(pull)
-            forces.append(np.concatenate(rows))
-        stacked = np.array(forces)
-        return CommitteePrediction(
-            n_atoms=sizes,
-            energies=energies,
-            mean_forces=stacked.mean(0),
-            forces=stacked if member_forces else None,
-        )
-
-
-def _computed(atoms: Atoms, positions_A: np.ndarray, calculator: Calculator) -> tuple[float, np.ndarray]:
-    """Energy and raw forces; NaN where the code gives up on a structure, which ends that search."""
-    atoms.positions = positions_A
-    atoms.calc = calculator
-    try:
-        forces = atoms.get_forces(apply_constraint=False)
-    except (CalculationFailed, SCFError):
-        return np.nan, np.full((len(atoms), 3), np.nan)
-    results = calculator.results
-    return float(results.get("free_energy", results["energy"])), np.asarray(forces)
 
 
 class SurfaceCalculator(Calculator):
