@@ -121,3 +121,40 @@ def test_few_atoms_may_fluctuate_further_before_they_count_as_hot():
         assert limit > 900 and (draws > limit).sum() <= 4  # one in a million: 0.2 expected
         assert (draws > 900).sum() > 20  # the plain rule would fire
     assert hot_limit(300, 0, ratio=3) == math.inf
+
+
+def slab_with_atom(height=3.0):
+    from ase.build import add_adsorbate, fcc111
+
+    slab = fcc111("Cu", (2, 2, 3), vacuum=8.0, periodic=True)
+    add_adsorbate(slab, "O", height, "ontop")
+    return slab
+
+
+def test_what_leaves_a_slab_is_stopped_when_it_is_nearer_to_the_image_of_the_slab():
+    slab = slab_with_atom()
+    gap = slab.cell[2, 2] - np.ptp(slab.positions[:, 2])
+    for lift, expected in ((0.45 * gap, None), (0.55 * gap, "through-vacuum")):
+        where = slab.positions.copy()
+        where[-1, 2] += lift
+        assert fires(slab, where) == expected
+        assert fires(slab, where, vacuum_A=None) is None
+
+
+def test_a_slab_that_drifts_as_a_whole_or_is_cut_by_its_cell_has_crossed_nothing():
+    slab = slab_with_atom()
+    assert fires(slab, slab.positions + np.array([0, 0, 25.0])) is None
+    cut = slab.copy()
+    cut.positions[:, 2] += 0.5 * slab.cell[2, 2]
+    cut.wrap()
+    assert fires(cut) is None
+    where = cut.positions.copy()
+    where[-1, 2] += 0.6 * (slab.cell[2, 2] - np.ptp(slab.positions[:, 2]))
+    assert fires(cut, where) == "through-vacuum"
+
+
+def test_molecules_in_a_box_and_crystals_have_no_vacuum_to_cross():
+    box = molecule("CH4", vacuum=6.0, pbc=True)
+    crystal = Atoms("Cu", cell=np.eye(3) * 2.5, pbc=True)
+    for atoms in (box, crystal, molecule("CH4")):
+        assert reference(atoms)[1].vacua == ()

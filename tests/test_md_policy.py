@@ -67,7 +67,7 @@ def test_a_broken_walker_leaves_the_batch_at_once_and_offers_its_last_good_frame
     broken = next(w for w in found.walkers if w.start_index == 1)
     assert (broken.outcome, broken.steps, broken.time_fs) == ("not-finite", 33, 16.5)
     offers = [c for c in found.candidates if c.walker == broken.walker]
-    assert [(c.reason, c.step) for c in offers] == [("last-good", 30)]
+    assert [(c.reason, c.step) for c in offers] == [("failed", 30)]
     rest = [c for c in found.candidates if c.walker != broken.walker]
     assert [c.reason for c in rest] == ["survivor"] * 2 and {c.step for c in rest} == {100}
     assert [len(tags) for tags, _ in factory.batches] == [3] * 34 + [2] * 67
@@ -89,7 +89,8 @@ def test_each_accident_has_its_outcome(says, outcome):
     factory = Scripted(homes, lambda tag, call: says if call >= 40 else {})
     found = explore(options(samples=0), starts, factory)
     assert found.walkers[0].outcome == outcome
-    assert [(c.reason, c.step) for c in found.candidates] == [("last-good", 30)]
+    reason = "last-good" if outcome == "abort" else "failed"  # accidents have a quota of their own
+    assert [(c.reason, c.step) for c in found.candidates] == [(reason, 30)]
 
 
 def test_a_collapse_and_a_departure_are_noticed_on_the_way():
@@ -148,7 +149,7 @@ def test_an_uncertain_frame_before_an_accident_is_offered_too():
 
     found = explore(options(**LABEL), starts, Scripted(homes, script))
     assert found.walkers[0].outcome == "not-finite"
-    assert [(c.reason, c.step) for c in found.candidates] == [("last-good", 20), ("crossed", 30)]
+    assert [(c.reason, c.step) for c in found.candidates] == [("failed", 20), ("crossed", 30)]
 
 
 def test_no_label_stop_during_the_grace_for_it_would_offer_the_start_again():
@@ -280,3 +281,11 @@ def test_it_keeps_the_laws_of_explorers():
     check_explorer(lambda: options(label_above_eV_per_A=0.03, ensemble="nve"))
     check_explorer(lambda: options(thermostat="bussi", walkers=3, batch_atoms=5))
     check_explorer(lambda: options(**NPT, walkers=2), starts=crystals())
+
+
+def test_a_walker_whose_conserved_energy_drifts_is_stopped():
+    starts, homes = crowd(1)
+    factory = Scripted(homes, lambda tag, call: {"energy": 0.02 * call})  # the forces know nothing of it
+    found = explore(options(samples=0), starts, factory)
+    assert found.walkers[0].outcome == "energy-drift"
+    assert 0.3 < 0.02 * found.walkers[0].steps < 0.5  # 0.1 eV for each of three atoms, at a check

@@ -141,7 +141,7 @@ def test_a_cell_that_collapses_is_stopped_before_a_force_is_asked_for():
     report = found.walkers[0]
     assert report.outcome == "volume" and min(asked) >= 1 / 1.8
     assert found.force_calls == len(asked) == report.steps  # the start's, and not the last step's
-    assert [c.reason for c in found.candidates] == ["last-good"]
+    assert [c.reason for c in found.candidates] == ["failed"]
 
 
 @pytest.mark.parametrize(

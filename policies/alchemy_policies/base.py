@@ -56,7 +56,7 @@ class Candidate:
 
     atoms: Atoms
     source: str  # which explorer: 'md' | 'ts'
-    reason: str  # md: 'sampled' | 'crossed' | 'last-good' | 'survivor'; ts: see `ts.search`
+    reason: str  # md: 'sampled' | 'crossed' | 'last-good' | 'failed' | 'survivor'; ts: see `ts.search`
     walker: int
     step: int
     time_fs: float

@@ -10,6 +10,7 @@ import numpy as np
 from tace.prediction import CommitteePrediction
 
 from .base import PolicyError, Session, SessionFactory
+from .bias import EnergyBias
 from .calibration import Calibration, worst_decile
 from .integrators import Crowd, Integrator, State, kinetic_temperature, maxwell_boltzmann
 from .walkers import FINISHED, Frame, Limits, Walker, bare_copy
@@ -25,6 +26,7 @@ class Rules:
     limits: Limits
     steps: int
     check_every: int
+    bias: EnergyBias | None = None
 
 
 @dataclass
@@ -37,6 +39,7 @@ class Crew:
     state: State
     session: Session | None  # None where nobody is
     start_volumes: np.ndarray  # [W], Å³; 0 without three cell vectors
+    bias_eV: np.ndarray  # [W], energy of the bias at the last evaluation
 
     @classmethod
     def at_start(cls, walkers: list[Walker], rules: Rules) -> Crew:
@@ -61,7 +64,7 @@ class Crew:
             conserving=rules.integrator.conserving,
         )
         volumes = np.array([abs(w.start.cell.volume) for w in walkers])
-        crew = cls(walkers, rules, crowd, state, None, volumes)
+        crew = cls(walkers, rules, crowd, state, None, volumes, np.zeros(len(walkers)))
         if walkers:
             frames = [
                 bare_copy(w.start, state.positions[rows], state.cells[n])
@@ -133,19 +136,28 @@ class Crew:
 
     def _evaluate(self, *, member_forces: bool) -> CommitteePrediction:
         assert self.session is not None
-        state = self.state
+        state, bias = self.state, self.rules.bias
+        member_forces = member_forces or bias is not None
+        stresses = None
         if self.rules.integrator.barostat is None:
             prediction = self.session(state.positions, member_forces)
         else:
             prediction = self.session(
                 state.positions, member_forces, cells_A=state.cells, stress=True
             )
-            state.pressure = -prediction.mean_stresses[:, :3].mean(1)
+            stresses = prediction.mean_stresses
         if member_forces and prediction.forces is not None and len(prediction.forces) < 2:
             raise PolicyError(
                 "one member has no spread and cannot know when to stop; train two or more"
             )
         state.forces = np.asarray(prediction.mean_forces, dtype=float)
+        if bias is not None:
+            push = bias(prediction)
+            self.bias_eV = push.energies_eV
+            state.forces = state.forces + push.forces_eV_per_A
+            stresses = None if stresses is None else stresses + push.stresses_eV_per_A3
+        if stresses is not None:
+            state.pressure = -stresses[:, :3].mean(1)
         return prediction
 
     def _check_due(self, prediction: CommitteePrediction, due: Sequence[bool]) -> None:
@@ -166,7 +178,7 @@ class Crew:
             errors = self.rules.calibration.expected_error(numbers, prediction.force_spread)
         energies, state = prediction.mean_energies, self.state
         kinetic = self.crowd.kinetic_energies(state.velocities)
-        conserved = self.rules.integrator.conserved(self.crowd, state, energies)
+        conserved = self.rules.integrator.conserved(self.crowd, state, energies + self.bias_eV)
         for n, (walker, rows) in enumerate(self._rows()):
             if not due[n]:
                 continue
@@ -186,7 +198,7 @@ class Crew:
                 forces=state.forces[rows],
                 energy_eV=float(energies[n]),
             )
-            walker.note_conserved(float(conserved[n]))
+            walker.note_conserved(float(conserved[n]), self.rules.limits.guards)
 
     def _rows(self) -> list[tuple[Walker, slice]]:
         ends = np.cumsum([len(walker.start) for walker in self.walkers])

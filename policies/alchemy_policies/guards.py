@@ -7,6 +7,8 @@
 `temperature`    far above the thermostat for `hot_checks` checks in a row
 `volume`         the cell is `max_volume_ratio` times larger or smaller than at the start
 `dissociated`    a fragment left: its gap to the rest exceeds `fragment_gap_A`; none did at first
+`through-vacuum` an atom of a slab is nearer to the slab's image than to where it came from
+`energy-drift`   what only the error of the time step changes did so by `max_drift_eV_per_atom`
 
 Why 0.6 and not the 0.7 of NepTrain (engine.md §5.3). With Cordero radii, which ASE carries, sound
 bonds sit at 0.675 (U=O in uranyl), 0.73 (V=O), 0.78 (N≡N, C≡N, C≡C): 0.7 rejects uranyl at rest,
@@ -40,10 +42,13 @@ class Guards:
     max_volume_ratio: float = 1.8
     hot_checks: int = 20
     fragment_gap_A: float | None = None  # off: desorption is often what one looks for
+    vacuum_A: float | None = 5.0  # a gap this wide, beyond any bond, is a vacuum; None: slabs are not watched
+    max_drift_eV_per_atom: float = 0.1  # kT at 1200 K; a sound time step drifts by a thousandth of it
 
     def __post_init__(self) -> None:
         limits = [self.pair_factor, self.max_force_eV_per_A, self.max_temperature_ratio]
-        limits += [self.hot_checks] + ([] if self.fragment_gap_A is None else [self.fragment_gap_A])
+        limits += [self.hot_checks, self.max_drift_eV_per_atom]
+        limits += [gap for gap in (self.fragment_gap_A, self.vacuum_A) if gap is not None]
         if not all(limit > 0 for limit in limits):
             raise PolicyError(f"every guard needs a positive limit, got {self}")
         if not self.max_volume_ratio > 1:
@@ -60,6 +65,15 @@ class Guards:
 
 
 @dataclass(frozen=True)
+class Vacuum:
+    """An empty layer across a periodic axis, in fractions of the cell."""
+
+    axis: int
+    start: np.ndarray  # [A], fractional coordinates at the start
+    above_middle: np.ndarray  # [A], in (0, 1): how far above the middle of the layer each atom starts
+
+
+@dataclass(frozen=True)
 class Reference:
     """What does not change along a walker, computed once."""
 
@@ -67,15 +81,20 @@ class Reference:
     cell: np.ndarray
     pbc: np.ndarray
     fragments: int  # at the start; 0 where nobody asked
+    vacua: tuple[Vacuum, ...] = ()  # of a slab
 
     @classmethod
     def of(cls, atoms: Atoms, guards: Guards) -> Reference:
         cell = np.asarray(complete_cell(atoms.cell), dtype=float)
         bare = cls(atoms.numbers.copy(), cell, np.asarray(atoms.pbc).copy(), 0)
-        if guards.fragment_gap_A is None or not np.isfinite(atoms.positions).all():
+        if not np.isfinite(atoms.positions).all():
             return bare
-        found = count_fragments(bare, atoms.positions, guards.fragment_gap_A)
-        return cls(bare.numbers, bare.cell, bare.pbc, found)
+        found, vacua = 0, bare.vacua
+        if guards.fragment_gap_A is not None:
+            found = count_fragments(bare, atoms.positions, guards.fragment_gap_A)
+        if guards.vacuum_A is not None:
+            vacua = vacua_of(bare, atoms.positions, guards.vacuum_A)
+        return replace(bare, fragments=found, vacua=vacua)
 
     def at(self, cell_A: np.ndarray) -> Reference:
         """The same in a cell [3,3] that has changed."""
@@ -103,6 +122,8 @@ def guard_frame(
         return "pair-distance"
     if hot_checks >= guards.hot_checks:
         return "temperature"
+    if crossed_vacuum(reference, positions_A):
+        return "through-vacuum"
     if guards.fragment_gap_A is not None and (
         count_fragments(reference, positions_A, guards.fragment_gap_A) > reference.fragments
     ):
@@ -150,6 +171,33 @@ def count_fragments(reference: Reference, positions_A: np.ndarray, gap_A: float)
     i, j, _ = close_pairs(reference, positions_A, gap_A)
     graph = coo_matrix((np.ones(len(i)), (i, j)), shape=(atoms, atoms))
     return int(connected_components(graph, directed=False)[0])
+
+
+def vacua_of(reference: Reference, positions_A: np.ndarray, gap_A: float) -> tuple[Vacuum, ...]:
+    """The empty layers of a slab: along some of its periodic axes, but not along all, or it is a molecule."""
+    if len(positions_A) == 0:
+        return ()
+    inverse = np.linalg.inv(reference.cell)
+    heights = 1.0 / np.linalg.norm(inverse, axis=0)
+    fractional, found = positions_A @ inverse, []
+    for axis in np.flatnonzero(reference.pbc).tolist():
+        along = np.sort(fractional[:, axis] % 1.0)
+        gaps = np.diff(np.append(along, along[0] + 1.0))
+        widest = int(gaps.argmax())
+        if gaps[widest] * heights[axis] >= gap_A:
+            middle = along[widest] + 0.5 * gaps[widest]
+            found.append(Vacuum(axis, fractional[:, axis].copy(), (fractional[:, axis] - middle) % 1.0))
+    return tuple(found) if len(found) < reference.pbc.sum() else ()
+
+
+def crossed_vacuum(reference: Reference, positions_A: np.ndarray) -> bool:
+    """Whether an atom has passed the middle of a vacuum; the slab as a whole may drift."""
+    for vacuum in reference.vacua:
+        moved = (positions_A @ np.linalg.inv(reference.cell))[:, vacuum.axis] - vacuum.start
+        place = vacuum.above_middle + moved - np.median(moved)
+        if (place < 0).any() or (place > 1).any():
+            return True
+    return False
 
 
 def close_pairs(

@@ -1,10 +1,10 @@
 """Molecular dynamics on the committee's mean force, stopped where the committee loses its way.
 
 Walkers of all temperatures and sizes move side by side: one session call per step. Member forces,
-which cost a backward pass each, are asked for at checks only. Walkers that stop leave at once, so
-they can neither poison nor slow the others, and at the next check the first of those that wait take their
-place. Each walker owns a random generator: its path depends neither on who walks beside it nor on
-how many may.
+which cost a backward pass each, are asked for at checks only, unless a bias needs them. Walkers that
+stop leave at once, so they can neither poison nor slow the others, and at the next check the first of those
+that wait take their place. Each walker owns a random generator: its path depends neither on who walks
+beside it nor on how many may.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from ase import Atoms
 
 from .barostat import Barostat
 from .base import Exploration, PolicyError, SessionFactory
+from .bias import EnergyBias
 from .calibration import Calibration
 from .crew import Crew, Rules
 from .guards import Guards
@@ -42,6 +43,8 @@ class MolecularDynamics:
     friction_per_fs: float = 0.01  # langevin
     tau_fs: float = 100.0  # bussi
     pressure_eV_per_A3: float = 0.0  # npt
+    bias_height_eV: float = 0.0  # of the bias towards disagreement; 0: none
+    bias_width_eV: float = 0.01  # spread of energies, per root of the number of atoms, where it is 63 % of it
     barostat_tau_fs: float = 1000.0  # npt: relaxation time of the volume, if the next is right
     compressibility_per_GPa: float = 0.05  # npt; metals 0.01, water 0.45
     walkers: int = 1  # per temperature
@@ -83,6 +86,8 @@ class MolecularDynamics:
         for name in above_zero:
             if not getattr(self, name) > 0:
                 raise PolicyError(f"{name} is {getattr(self, name)}, must be positive")
+        if self.bias_height_eV:
+            self._bias()  # refuses what makes no sense
         if not np.isfinite(self.pressure_eV_per_A3):
             raise PolicyError(f"pressure_eV_per_A3 is {self.pressure_eV_per_A3}, must be finite")
         if not self.temperatures_K or not all(t > 0 for t in self.temperatures_K):
@@ -106,6 +111,7 @@ class MolecularDynamics:
             limits=self._limits(),
             steps=self.steps,
             check_every=self.check_every,
+            bias=self._bias() if self.bias_height_eV else None,
         )
         walkers = self._deal(starts, rng, rules.integrator)
         waiting = deque(walkers)
@@ -147,6 +153,9 @@ class MolecularDynamics:
                 self.pressure_eV_per_A3, self.barostat_tau_fs, self.compressibility_per_GPa
             )
         return Integrator(self.timestep_fs, bath, barostat)
+
+    def _bias(self) -> EnergyBias:
+        return EnergyBias(self.bias_height_eV, self.bias_width_eV)
 
     @property
     def steps(self) -> int:

@@ -190,7 +190,7 @@ class _ToySession:
             energies=factors[:, None] * energies,
             mean_forces=pull,
             forces=factors[:, None, None] * pull if member_forces else None,
-            stresses=stresses[None] if stress else None,
+            stresses=(factors if member_forces else np.ones(1))[:, None, None] * stresses if stress else None,
         )
 
 

@@ -109,11 +109,14 @@ class Walker:
         if code is not None:
             self.stop(code)
 
-    def note_conserved(self, energy_eV: float) -> None:
+    def note_conserved(self, energy_eV: float, guards: Guards) -> None:
         """The energy that only the error of the time step changes, at a check."""
-        if math.isfinite(energy_eV):
-            first = energy_eV if self.conserved_eV is None else self.conserved_eV[0]
-            self.conserved_eV = (first, energy_eV)
+        if not math.isfinite(energy_eV):
+            return
+        first = energy_eV if self.conserved_eV is None else self.conserved_eV[0]
+        self.conserved_eV = (first, energy_eV)
+        if not self.outcome and abs(energy_eV - first) > guards.max_drift_eV_per_atom * len(self.start):
+            self.stop("energy-drift")
 
     def _watch_threshold(self, frame: Frame, limits: Limits) -> None:
         if frame.expected_error_eV_per_A <= limits.label_above_eV_per_A:
@@ -127,7 +130,11 @@ class Walker:
             self.stop(LABEL_STOP)
 
     def stop(self, outcome: str) -> None:
-        """End the walker; unless it finished, its crossing and its last good frame are offered."""
+        """End the walker; unless it finished, its crossing and its last good frame are offered.
+
+        The last good frame before an accident is a 'failed' one: it has a quota of its own, because many
+        accidents of a bad model look alike, and the model learns most from a few of them.
+        """
         self.outcome = outcome
         if outcome == FINISHED:
             if self.sound is not None:
@@ -138,7 +145,7 @@ class Walker:
         # a label-stop has no use for a frame above the threshold that is not the crossing one
         good = self.trusted if outcome == LABEL_STOP else self.trusted or self.sound
         if good is not None and good.step not in self.offers:
-            self._offer(good, "last-good")
+            self._offer(good, "last-good" if outcome in (LABEL_STOP, ABORT) else "failed")
 
     def _offer(self, frame: Frame, reason: str) -> None:
         self.offers[frame.step] = Candidate(
