@@ -164,8 +164,11 @@ def _without_effect(md: ExploreMd, loc: Loc) -> Iterator[Problem]:
         "friction_per_fs": _of_thermostat(md, "langevin"),
         "tau_fs": _of_thermostat(md, "bussi"),
     }
-    for name in ("pressure_eV_per_A3", "barostat_tau_fs", "compressibility_per_GPa"):
+    for name in ("pressures_eV_per_A3", "barostat_tau_fs", "compressibility_per_GPa"):
         needs[name] = md.ensemble == "npt", f"ensemble {md.ensemble} has no barostat, only npt has"
+    needs["survive"] = md.ladder_fs is not None, "only a ladder looks at it"
+    for name in ("bias_height_eV", "bias_width_eV"):
+        needs[name] = md.bias != "none", "bias is none; write bias: udd"
     for name, (used, why) in needs.items():
         field = ExploreMd.model_fields[name]
         if not used and getattr(md, name) != field.default:
@@ -180,11 +183,11 @@ def _of_thermostat(md: ExploreMd, name: str) -> tuple[bool, str]:
 
 
 def _too_short(md: SampleMd | ExploreMd, loc: Loc) -> Iterator[Problem]:
-    steps = round(md.time_fs / md.timestep_fs)
+    ladder = md.ladder_fs if isinstance(md, ExploreMd) else None
+    key, shortest = ("ladder", ladder[0]) if ladder else ("time", float(md.time_fs or 0.0))
+    steps = round(shortest / md.timestep_fs)
     if steps < 1:
-        yield Problem(
-            (*loc, "time"), f"found {md.time_fs:g} fs, less than one step of {md.timestep_fs:g} fs"
-        )
+        yield Problem((*loc, key), f"found {shortest:g} fs, less than one step of {md.timestep_fs:g} fs")
     if isinstance(md, ExploreMd) and 1 <= steps < md.check_every:
         yield Problem(
             (*loc, "check_every"), f"found {md.check_every}, but the walk has only {steps} steps"

@@ -63,6 +63,7 @@ def _is_word(value: object) -> str:
 
 
 WORD_OR_VALUE = Discriminator(_is_word)
+ONE_OR_LIST = Discriminator(lambda value: "<value>" if isinstance(value, list | tuple) else "<word>")
 
 Whole = Annotated[int, Field(strict=True, ge=0)]
 Count = Annotated[int, Field(strict=True, ge=1)]

@@ -6,20 +6,23 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
     ConfigDict,
     Field,
     PlainSerializer,
     PlainValidator,
     StringConstraints,
+    Tag,
     WithJsonSchema,
     model_validator,
 )
 
 from alchemy.config_fields import (
+    ONE_OR_LIST,
     Block,
     Count,
     FilePath,
@@ -44,12 +47,21 @@ from alchemy.config_structures import (
     Vacancy,
 )
 from alchemy.config_ts import ExploreTs
-from alchemy.quantities import Force, Length, Pressure, Temperature, Time
+from alchemy.quantities import Energy, Force, Length, Pressure, Temperature, Time
 from tace.wording import describe, hint
 
 SAMPLE_KINDS = ("files", "rattle", "md", *BLOCKS)
 EXPLORERS = ("md", "reico", "basin_hopping", "ts")  # those with a block of their own
 Temperatures = Annotated[tuple[Temperature, ...], Field(min_length=1)]
+if TYPE_CHECKING:  # what it is once read
+    Pressures = tuple[float, ...]
+else:
+    Pressures = Annotated[
+        Annotated[Annotated[tuple[Pressure, ...], Field(min_length=1)], Tag("<value>")]
+        | Annotated[Pressure, Tag("<word>")],
+        ONE_OR_LIST,
+        AfterValidator(lambda found: found if isinstance(found, tuple) else (found,)),
+    ]
 
 _INDEX = r"^(-?\d+|(-?\d*)(:-?\d*){1,2})$"
 
@@ -208,15 +220,23 @@ class ExploreMd(Block):
         default="nvt", description="nvt, nve, or npt for cells that are periodic along three axes"
     )
     T_K: Temperatures = Field(alias="T", description="Temperatures, such as [300 K, 600 K]")
-    time_fs: Time = Field(alias="time", description="Length of each walk")
+    time_fs: Time | None = Field(default=None, alias="time", description="Length of each walk; or a ladder")
+    ladder_fs: Annotated[tuple[Time, ...], Field(min_length=1)] | None = Field(
+        default=None,
+        alias="ladder",
+        description="Lengths to climb, such as [1 ps, 4 ps]: longer, hotter walks open as easier ones last",
+    )
+    survive: Annotated[float, Field(strict=True, gt=0, le=1)] = Field(
+        default=0.75, description="Share of walkers that must reach the end for a ladder to go on"
+    )
     timestep_fs: Time = Field(default=0.5, alias="timestep", description="Integration step")
     thermostat: Literal["langevin", "bussi"] = Field(
         default="langevin", description="langevin, or bussi (velocity rescaling); not with nve"
     )
     friction_per_fs: Positive = Field(default=0.01, description="Friction of langevin, in 1/fs")
     tau_fs: Time = Field(default=100.0, alias="tau", description="Relaxation time of bussi")
-    pressure_eV_per_A3: Pressure = Field(
-        default=0.0, alias="pressure", description="External pressure of npt"
+    pressures_eV_per_A3: Pressures = Field(
+        default=(0.0,), alias="pressure", description="External pressure of npt, or a list of them"
     )
     barostat_tau_fs: Time = Field(
         default=1000.0, alias="barostat_tau", description="Relaxation time of the volume in npt"
@@ -232,6 +252,29 @@ class ExploreMd(Block):
     sample_every: Count | None = Field(
         default=None, description="Steps between frames offered anyway; null: a few per walk"
     )
+    bias: Literal["none", "udd"] = Field(
+        default="none", description="udd: pushed to where the members disagree about the energy"
+    )
+    bias_height_eV: Annotated[Energy, Field(gt=0)] = Field(
+        default=0.5, alias="bias_height", description="Depth of the bias of a structure"
+    )
+    bias_width_eV: Annotated[Energy, Field(gt=0)] = Field(
+        default=0.01,
+        alias="bias_width",
+        description="Spread of energies per root of the number of atoms that gives 63 % of it",
+    )
+
+    @model_validator(mode="after")
+    def _has_a_length(self) -> ExploreMd:
+        if (self.time_fs is None) == (self.ladder_fs is None):
+            found = "neither time nor ladder" if self.time_fs is None else "both time and ladder"
+            raise wrong(f"found {found}; give one, such as 'time: 2 ps' or 'ladder: [1 ps, 4 ps]'")
+        if self.ladder_fs is not None and list(self.ladder_fs) != sorted(set(self.ladder_fs)):
+            raise wrong("ladder: found lengths out of order; write them from short to long, each once")
+        for name, values in (("T", self.T_K), ("pressure", self.pressures_eV_per_A3)):
+            if self.ladder_fs is not None and len(set(values)) < len(values):
+                raise wrong(f"{name}: found a value twice; a ladder has each rung once")
+        return self
 
 
 class ExploreHopping(Hops):

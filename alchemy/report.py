@@ -34,6 +34,7 @@ from alchemy.report_figures import (
     learning_figures,
     parity_figures,
 )
+from alchemy.report_search import ladder_rows, random_rows, reaction_rows
 from alchemy.report_tables import (
     comparison_rows,
     compute,
@@ -45,6 +46,7 @@ from alchemy.report_tables import (
     label_rows,
     mev,
     percent,
+    plain,
     reasons_by_round,
     round_rows,
     selections,
@@ -83,6 +85,7 @@ def render_report(facts: CampaignFacts, others: Sequence[CampaignFacts] = ()) ->
     )
     environment.filters |= {
         "mev": mev,
+        "plain": plain,
         "count": count_text,
         "cpu": cpu_text,
         "percent": percent,
@@ -106,6 +109,9 @@ def render_report(facts: CampaignFacts, others: Sequence[CampaignFacts] = ()) ->
         elements=element_figure(facts),
         element_rows=element_rows(facts),
         explore=explore_rows(facts),
+        reactions=reaction_rows(facts),
+        random=random_rows(facts),
+        ladders=ladder_rows(facts),
         selections=selections(facts),
         rejected=reasons_by_round(facts, "select", "rejected"),
         label_rows=label_rows(facts),

@@ -29,6 +29,11 @@ def mev(value: float) -> str:
     return "–" if math.isnan(value) else f"{1000 * value:.1f}"
 
 
+def plain(value: float | None, digits: int = 2) -> str:
+    """A number with so many decimals; a dash where there is none."""
+    return "–" if value is None or math.isnan(value) else f"{value:.{digits}f}"
+
+
 def count_text(value: float | None) -> str:
     if value is None or math.isnan(value):
         return "–"

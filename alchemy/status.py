@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from alchemy.report_facts import (
     stop_of,
     total,
 )
+from alchemy.report_search import ladder_rows, reaction_rows
 
 
 def status(campaign_dir: Path) -> dict[str, Any]:
@@ -56,6 +58,8 @@ def status(campaign_dir: Path) -> dict[str, Any]:
         "failed": failures(facts),
         "baselines_meV_per_A": {k: 1000 * v for k, v in baselines(facts).items()},
         "rounds": rows,
+        "reactions": reaction_rows(facts),
+        "ladders": ladder_rows(facts),
         "stop": {k: stop.get(k) for k in ("rule", "message", "exit_code")} if stop else None,
     }
 
@@ -95,7 +99,24 @@ def render_status(summary: dict[str, Any]) -> RenderableType:
             _text(row["picked"], "d"),
             _text(row["label_cpu_s"], ".1f"),
         )
-    return Group(table, _stop_line(summary))
+    return Group(table, *_searches(summary), _stop_line(summary))
+
+
+def _searches(summary: dict[str, Any]) -> list[Text]:
+    """Saddles, and how far dynamics has climbed, a line each."""
+    lines = []
+    if summary["reactions"]:
+        states = Counter(row["settled"] for row in summary["reactions"])
+        told = ", ".join(f"{n} {state}" for state, n in states.items())
+        lines.append(Text(f"reactions: {told}"))
+    if summary["ladders"]:
+        passed = [row for row in summary["ladders"] if row["survived"] == row["walkers"]]
+        best = max(passed, key=lambda row: (row["T_K"], row["time_ps"]), default=None)
+        told = "no rung is climbed"
+        if best is not None:
+            told = f"all walkers lived through {best['time_ps']:g} ps at {best['T_K']:g} K"
+        lines.append(Text(f"ladder: {told}"))
+    return lines
 
 
 def _row(facts: CampaignFacts, tree: Tree) -> dict[str, Any]:

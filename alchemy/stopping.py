@@ -12,6 +12,7 @@ from .plugins import find
 from .records import read_json
 from .stages import saddles
 from .stages.context import Context
+from .stages.dynamics import still_to_climb
 from .stages.pool import label_noise
 from .state import RoundState
 
@@ -61,7 +62,9 @@ def decide_stop(context: Context, state: RoundState) -> StopReason | None:
     settled = saddles.stop(context, state)
     if settled is not None:
         return settled
-    return None if (state.outputs("select") or {}).get("picked", []) else NOTHING_NEW
+    if (state.outputs("select") or {}).get("picked", []) or history[-1].unclimbed:
+        return None  # a ladder goes on to what is harder
+    return NOTHING_NEW
 
 
 def facts_of(context: Context, state: RoundState) -> RoundFacts:
@@ -93,5 +96,6 @@ def facts_of(context: Context, state: RoundState) -> RoundFacts:
         barriers=barriers.get("count", 0),
         train_force_rmse_eV_per_A=state.facts.get("train", {}).get("force_rmse_eV_per_A"),
         label_noise_eV_per_A=label_noise(snapshot, context.target),
+        unclimbed=still_to_climb(context, state.number),
         labels_cpu_s=sum(cost["labels_cpu_s"].values()) if "labels_cpu_s" in cost else None,
     )

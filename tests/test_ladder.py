@@ -47,7 +47,8 @@ def test_no_rung_is_ever_walked_before_what_is_easier_was_survived(outcomes):
             past.append(walked(climb, survived))
             if survived >= 3:
                 passed.add(at)
-        top = {rung for rung, c in zip(rungs(past), past, strict=True) if c.survived >= 3 and c.time_fs == 4000.0}
+        good = [c for c in past if c.survived >= 3 and c.time_fs == LADDER.times_fs[-1]]
+        top = set(rungs(good))
         assert bool(LADDER.left(past)) == (len(top) < 6)
 
 

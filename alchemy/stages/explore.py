@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from alchemy_policies.calibration import Calibration
+from alchemy_policies.ladder import Climb
 from ase import Atoms
 
 from .. import tasks
@@ -23,29 +25,26 @@ from ..store import EventRow, PredictionRow, Snapshot
 from . import saddles
 from .context import Context
 from .downhill import downhill_conditions
+from .dynamics import climbed, climbs, dynamics
 from .watch import watch_random
-
-# fields of the campaign's block that are options of the explorer by the same name
-_AS_THEY_ARE = (
-    "time_fs", "timestep_fs", "walkers", "batch_atoms", "check_every", "ensemble", "thermostat",
-    "friction_per_fs", "tau_fs", "pressure_eV_per_A3", "barostat_tau_fs", "compressibility_per_GPa",
-)  # fmt: skip
 
 
 def explore(context: Context, state: RoundState, calibration: Calibration) -> dict[str, Any]:
     """Every condition is a task; candidates go to the store with where they came from."""
     snapshot = context.store.snapshot()
     requests: list[dict[str, Any]] = []
+    past = climbs(context, state.number)
     for n, item in enumerate(context.campaign.explore):
         work = (
             saddles.searches(context, state, n)
             if item.ts is not None
-            else _work(context, snapshot, item)
+            else _work(context, snapshot, item, past.get(n, []))
         )
         for starts, options in work:
             requests.append(
                 {
                     "explorer": item.kind,
+                    "ladder": n if item.md is not None and item.md.ladder_fs else None,
                     "options": options,
                     "starts": [frame_to_document(a) for a in starts],
                     "models": context.models(state.number),
@@ -65,6 +64,9 @@ def explore(context: Context, state: RoundState, calibration: Calibration) -> di
         "outcomes": dict(Counter(w["outcome"] for w in walkers)),
         "cpu_s": sum(d["cpu_s"] for d in documents),
     }
+    ladders = climbed(requests, results)
+    if ladders:
+        state.facts["explore"]["ladders"] = ladders
     if any(item.ts is not None for item in context.campaign.explore):
         state.facts["explore"]["reactions"] = saddles.found(context, state, documents, requests)
         uids = saddles.within_cap(state, uids)
@@ -72,10 +74,12 @@ def explore(context: Context, state: RoundState, calibration: Calibration) -> di
     return {"candidates": uids, **({"reico": random} if random else {})}
 
 
-def _work(context: Context, snapshot: Snapshot, item: Explore) -> list[tuple[list[Atoms], dict[str, Any]]]:
+def _work(
+    context: Context, snapshot: Snapshot, item: Explore, past: Sequence[Climb]
+) -> list[tuple[list[Atoms], dict[str, Any]]]:
     """Starts and options of every task of an item."""
     starts = _starts(context, snapshot, item)
-    return [(starts, options) for options in conditions(item, context.campaign.stop_md)]
+    return [(starts, options) for options in conditions(item, context.campaign.stop_md, past)]
 
 
 def _starts(context: Context, snapshot: Snapshot, item: Explore) -> list[Atoms]:
@@ -104,28 +108,13 @@ def _starts(context: Context, snapshot: Snapshot, item: Explore) -> list[Atoms]:
     return periodic
 
 
-def conditions(item: Explore, stop: StopMd) -> list[dict[str, Any]]:
-    """Options of the explorer, one entry per task: temperatures run side by side."""
+def conditions(item: Explore, stop: StopMd, past: Sequence[Climb] = ()) -> list[dict[str, Any]]:
+    """Options of the explorer, one entry per task; `past`: what a ladder has seen in earlier rounds."""
     if item.plugin is not None:
         return [dict(item.options)]
     if item.md is None:
         return downhill_conditions(item.block, stop)
-    md = item.md
-    steps = max(1, round(md.time_fs / md.timestep_fs))
-    samples = 4 if md.sample_every is None else max(1, steps // md.sample_every)
-    shared = {
-        **{name: getattr(md, name) for name in _AS_THEY_ARE},
-        "samples": samples,
-        "label_above_eV_per_A": stop.label_above_eV_per_A,
-        "abort_above_eV_per_A": stop.abort_above_eV_per_A,
-        "guards": {
-            "pair_factor": stop.guards.min_distance_factor,
-            "max_force_eV_per_A": stop.guards.max_force_eV_per_A,
-            "max_temperature_ratio": stop.guards.max_temperature_factor,
-            "max_volume_ratio": stop.guards.max_volume_factor,
-        },
-    }
-    return [{**shared, "temperatures_K": [t]} for t in md.T_K]
+    return dynamics(item.md, stop, past)
 
 
 def _commit(

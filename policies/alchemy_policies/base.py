@@ -219,6 +219,7 @@ class RoundFacts:
     train_force_rmse_eV_per_A: float | None = None  # of the committee mean, on what it was trained on
     label_noise_eV_per_A: float | None = None  # of repeated labels, per component
     labels_cpu_s: float | None = None  # of all labels so far, failed ones too
+    unclimbed: tuple[str, ...] = ()  # conditions that dynamics has not yet survived at full length
 
 
 @dataclass(frozen=True)

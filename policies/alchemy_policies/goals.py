@@ -119,7 +119,10 @@ class CandidateFraction:
 
 @dataclass(frozen=True)
 class AllGoals:
-    """Done when every one of several goals is met by the same round."""
+    """Done when every one of several goals is met by the same round, and all that dynamics is to survive was.
+
+    What a ladder has not opened yet has been seen by no goal.
+    """
 
     goals: tuple[StopRule, ...]
 
@@ -128,6 +131,8 @@ class AllGoals:
             raise PolicyError("give at least one goal; without any everything is reached")
 
     def __call__(self, history: Sequence[RoundFacts]) -> StopReason | None:
+        if history and history[-1].unclimbed:
+            return None
         reasons = [goal(history) for goal in self.goals]
         met = [reason for reason in reasons if reason is not None]
         if len(met) < len(reasons):
