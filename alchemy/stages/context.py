@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -71,17 +71,40 @@ class Context:
         Raises:
             Exception: the first failure of a task, as it was.
         """
-        results: list[dict[str, Any] | None] = [None] * len(requests)
 
-        def done(index: int, result: dict[str, Any] | BaseException) -> None:
+        def found(result: dict[str, Any] | BaseException) -> dict[str, Any]:
             if isinstance(result, BaseException):
                 raise result
+            return result
+
+        each = self.run_each(task, requests, resource=resource, what=what, take=found)
+        return [found(result) for result in each]
+
+    def run_each(
+        self,
+        task: Task,
+        requests: Sequence[dict[str, Any]],
+        *,
+        resource: str,
+        what: str,
+        take: Callable[[dict[str, Any] | BaseException], Any] | None = None,
+    ) -> list[dict[str, Any] | BaseException]:
+        """Run tasks that may fail, with progress; results or exceptions in the order of the requests.
+
+        Args:
+            take: called with each as it comes; what it raises ends the rest.
+        """
+        results: dict[int, dict[str, Any] | BaseException] = {}
+
+        def done(index: int, result: dict[str, Any] | BaseException) -> None:
+            if take is not None:
+                take(result)
             results[index] = result
             bar.advance()
 
         with self.progress.stage(what, len(requests)) as bar:
             self.executor.run(task, requests, resource=resource, on_done=done)
-        return [r for r in results if r is not None]
+        return [results[index] for index in range(len(requests))]
 
     def score(
         self,

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from alchemy_policies.ladder import Climb, Ladder
 
-from .. import tasks
 from ..config_blocks import StopMd
 from ..config_samples import ExploreMd
 from ..state import RoundState
@@ -65,13 +63,13 @@ def climbs(context: Context, before: int) -> dict[int, list[Climb]]:
     return found
 
 
-def climbed(requests: Sequence[dict[str, Any]], results: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
+def climbed(requests: Sequence[dict[str, Any]], documents: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
     """What this round adds, for its facts: by the number of the item."""
     found: dict[str, list[Any]] = {}
-    for request, result in zip(requests, results, strict=True):
+    for request, document in zip(requests, documents, strict=True):
         if request["ladder"] is None:
             continue
-        options, walkers = request["options"], tasks.read_candidates(Path(result["out"]))["walkers"]
+        options, walkers = request["options"], document["walkers"]
         climb = Climb(options["temperatures_K"][0], options["pressure_eV_per_A3"], options["time_fs"])
         found.setdefault(str(request["ladder"]), []).append(climb.after(walkers).to_json())
     return found

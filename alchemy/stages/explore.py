@@ -12,11 +12,13 @@ from alchemy_policies.calibration import Calibration
 from alchemy_policies.ladder import Climb
 from ase import Atoms
 
+from tace.errors import TaceError
+
 from .. import tasks
 from ..config_blocks import StopMd
 from ..config_samples import Explore
 from ..datasets import TEST, TRAIN
-from ..errors import InputError
+from ..errors import AlchemyError, EnvironmentProblemError, InputError
 from ..generate import read_structures
 from ..identity import structure_uid
 from ..records import atoms_from_document, frame_to_document
@@ -27,6 +29,8 @@ from .context import Context
 from .downhill import downhill_conditions
 from .dynamics import climbed, climbs, dynamics
 from .watch import watch_random
+
+_SAID = (TaceError, AlchemyError)  # errors with a message for people
 
 
 def explore(context: Context, state: RoundState, calibration: Calibration) -> dict[str, Any]:
@@ -54,8 +58,7 @@ def explore(context: Context, state: RoundState, calibration: Calibration) -> di
                     "out": str(state.directory / f"explore-{len(requests)}.json"),
                 }
             )
-    results = context.run(tasks.explore, requests, resource="GPU", what="explore")
-    documents = [tasks.read_candidates(Path(r["out"])) for r in results]
+    requests, documents, broken = _explored(context, requests)
     uids, made = _commit(context, state, snapshot, documents, requests)
     walkers = [w for d in documents for w in d["walkers"]]
     state.facts["explore"] = {
@@ -64,7 +67,9 @@ def explore(context: Context, state: RoundState, calibration: Calibration) -> di
         "outcomes": dict(Counter(w["outcome"] for w in walkers)),
         "cpu_s": sum(d["cpu_s"] for d in documents),
     }
-    ladders = climbed(requests, results)
+    if broken:
+        state.facts["explore"]["broken"] = broken
+    ladders = climbed(requests, documents)
     if ladders:
         state.facts["explore"]["ladders"] = ladders
     if any(item.ts is not None for item in context.campaign.explore):
@@ -72,6 +77,38 @@ def explore(context: Context, state: RoundState, calibration: Calibration) -> di
         uids = saddles.within_cap(state, uids)
     random = [uid for uid in uids if uid in made["reico"]]
     return {"candidates": uids, **({"reico": random} if random else {})}
+
+
+def _explored(
+    context: Context, requests: list[dict[str, Any]]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, str]]]:
+    """Requests that were fulfilled, what each found, and what became of the others.
+
+    An explorer that fails costs the round its candidates, not the campaign; unless all of them do.
+
+    Raises:
+        TaceError, AlchemyError: nobody found anything; as the first one said.
+        EnvironmentProblemError: the same of a plug-in's own exception, or of a dead worker.
+    """
+    outcomes = context.run_each(tasks.explore, requests, resource="GPU", what="explore")
+    kept, documents, broken = [], [], []
+    first: BaseException | None = None
+    for request, outcome in zip(requests, outcomes, strict=True):
+        if isinstance(outcome, BaseException):
+            first = first or outcome
+            said = str(outcome) if isinstance(outcome, _SAID) else f"{type(outcome).__name__}: {outcome}"
+            broken.append({"explorer": request["explorer"], "message": said})
+            context.progress.message(f"explorer '{request['explorer']}' failed: {said}")
+        else:
+            kept.append(request)
+            documents.append(tasks.read_candidates(Path(outcome["out"])))
+    if first is not None and not documents:
+        if isinstance(first, _SAID):
+            raise first
+        raise EnvironmentProblemError(
+            f"explorer '{broken[0]['explorer']}' failed: {broken[0]['message']}; the round has no other"
+        ) from first
+    return kept, documents, broken
 
 
 def _work(
