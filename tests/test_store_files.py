@@ -16,11 +16,11 @@ from alchemy.errors import StoreDamagedError, StoreError
 from alchemy.identity import structure_uid
 from alchemy.store import SplitRow, Store
 from alchemy.store.filesystem import FileSystem
-from alchemy.store.ingest import structure_row
 from alchemy.store.layout import build_image
 from alchemy.store.rows import Batch
 from alchemy.store.schema import encode
 from alchemy.store.segment import Segment
+from alchemy.store.structures import structure_block
 
 ROOT = Path(__file__).parents[1]
 
@@ -101,7 +101,7 @@ def test_large_files_are_mapped_and_read_the_same(store, monkeypatch):
 
 
 def merged(path, frames, *, lo, hi, kind):
-    batch = Batch(structures=[structure_row(a) for a in frames])
+    batch = Batch(structures=structure_block(frames))
     path.write_bytes(build_image(encode(batch), kind=kind, lo=lo, hi=hi))
 
 

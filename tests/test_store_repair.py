@@ -13,11 +13,14 @@ from store_helpers import fill, hydrogen, label_of, same, told, water
 from alchemy.errors import StoreDamagedError, StoreError
 from alchemy.identity import structure_uid
 from alchemy.store import Store, repair
+from alchemy.store.bulk import Block
 from alchemy.store.columns import TABLES
+from alchemy.store.ids import id_bytes
 from alchemy.store.layout import build_image
-from alchemy.store.rows import Batch, StructureRow
+from alchemy.store.rows import Batch
 from alchemy.store.schema import encode
 from alchemy.store.segment import Segment
+from alchemy.store.structures import structure_block
 
 
 def damage(path, at, length=1):
@@ -219,23 +222,19 @@ def test_files_in_the_wrong_place_are_reported(store, change, words):
 
 def sealed(store, **change):
     """A file whose bytes are as written, but whose contents cannot be."""
-    row = StructureRow(**{**vars(rows_of(water())), **change})
+    block = structure_block([water()])
+    block = Block(1, {**block.columns, **change}, {})
     store.directory.mkdir(exist_ok=True)
-    image = build_image(encode(Batch(structures=[row])), kind="commit")
+    image = build_image(encode(Batch(structures=block)), kind="commit")
     (store.directory / "c0000000000.h5").write_bytes(image)
 
 
-def rows_of(atoms):
-    from alchemy.store.ingest import structure_row
-
-    return structure_row(atoms)
-
-
 def test_contents_that_cannot_be_are_reported(store):
-    sealed(store, uid="ab" * 16)
+    sealed(store, uid=id_bytes(["ab" * 16]))
     assert any("is not the uid of what is stored" in p for p in store.check())
     (store.directory / "c0000000000.h5").unlink()
-    datasets = encode(Batch(structures=[rows_of(water())], labels=[label_of(hydrogen(1), fidelity="x")]))
+    stray = label_of(hydrogen(1), fidelity="x")
+    datasets = encode(Batch(structures=structure_block([water()]), labels=[stray]))
     codes = datasets["/labels/fidelity"]
     datasets["/labels/fidelity"] = codes._replace(array=codes.array + 9)
     (store.directory / "c0000000000.h5").write_bytes(build_image(datasets, kind="commit"))

@@ -1,5 +1,6 @@
 """Everything a campaign knows, as rows in sealed HDF5 files: see `Store` and `Snapshot`."""
 
+from alchemy.store.bulk import LabelColumns, StructureColumns
 from alchemy.store.combine import Merged, merge_into
 from alchemy.store.compact import Compaction
 from alchemy.store.export import export_extxyz
@@ -28,6 +29,7 @@ __all__ = [
     "Compaction",
     "EventRow",
     "FailureRow",
+    "LabelColumns",
     "LabelRow",
     "Merged",
     "PredictionRow",
@@ -37,6 +39,7 @@ __all__ = [
     "Snapshot",
     "SplitRow",
     "Store",
+    "StructureColumns",
     "Table",
     "diff",
     "export_extxyz",

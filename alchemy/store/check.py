@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from alchemy.errors import StoreError
-from alchemy.identity import uids_of_columns
+from alchemy.identity import Columns, uids_of_columns
 from alchemy.store import files
 from alchemy.store.columns import TABLES
 from alchemy.store.derived import wrong_in
@@ -129,17 +129,12 @@ def _identities(segment: Segment) -> Iterator[str]:
     for start in range(0, n, _ROWS_AT_ONCE):
         stop = min(start + _ROWS_AT_ONCE, n)
         atoms, rows = slice(int(offset[start]), int(offset[stop])), slice(start, stop)
-        found = uids_of_columns(
-            sizes[rows].tolist(),
-            numbers[atoms],
-            positions[atoms],
-            cells=cells[rows],
-            pbc=pbc[rows].astype(bool).tolist(),
-            states=list(zip(*(column[rows].tolist() for column in states), strict=True)),
-        )
-        for uid, right in zip(id_texts(segment["/structures/uid"][rows]), found, strict=True):
-            if uid != right:
-                yield f"/structures: {uid} is not the uid of what is stored under it"
+        boxes = (cells[rows], pbc[rows].astype(bool), *(column[rows] for column in states))
+        found = uids_of_columns(Columns(sizes[rows], numbers[atoms], positions[atoms], *boxes))
+        stored = segment["/structures/uid"][rows]
+        right = np.frombuffer(b"".join(found), "u1").reshape(-1, 16)
+        for uid in id_texts(stored[(stored != right).any(axis=1)]):
+            yield f"/structures: {uid} is not the uid of what is stored under it"
 
 
 def _references(segment: Segment, index: Index) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,16 +10,25 @@ import numpy as np
 from alchemy.store.segment import Segment
 
 NOTHING = np.zeros((0, 16), "u1")
-_UNSET = "0" * 32
+_UNSET, _DIGITS = "0" * 32, "0123456789abcdef"
 _MANY = 5000  # needles worth sorting first: on a million, bisection in order is twenty times as fast
 
 
 def id_bytes(texts: Sequence[str | None]) -> np.ndarray:
     """u1 [n,16]; zeros where unset. Raises ValueError for what is not 32 hex digits."""
-    data = b"".join(bytes.fromhex(text or _UNSET) for text in texts)
-    if len(data) != 16 * len(texts):
+    filled = [text or _UNSET for text in texts]
+    data = bytes.fromhex("".join(filled))
+    if len(data) != 16 * len(filled) or {*map(len, filled)} - {32}:
         raise ValueError("uids and keys are 32 hex digits")
     return np.frombuffer(data, "u1").reshape(-1, 16)
+
+
+def sound_ids(texts: Iterable[str]) -> tuple[list[str], np.ndarray]:
+    """(those of the texts that are ids, their bytes, u1 [n,16])."""
+    names = [*texts]
+    if {*map(len, names)} - {32} or "".join(names).strip(_DIGITS):
+        names = [name for name in names if is_id(name)]
+    return names, id_bytes(names)
 
 
 def id_texts(array: np.ndarray) -> list[str]:
@@ -31,7 +40,7 @@ def id_texts(array: np.ndarray) -> list[str]:
 
 def is_id(text: object) -> bool:
     """Whether it is 32 hex digits."""
-    return isinstance(text, str) and len(text) == 32 and not text.strip("0123456789abcdef")
+    return isinstance(text, str) and len(text) == 32 and not text.strip(_DIGITS)
 
 
 def begins(ids: np.ndarray, text: str) -> np.ndarray:

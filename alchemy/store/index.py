@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from alchemy.store.ids import NOTHING, first_rows, id_bytes, is_id, matches, repeated, texts16
+from alchemy.store.ids import NOTHING, first_rows, matches, repeated, sound_ids, texts16
 from alchemy.store.named import specs_in
 from alchemy.store.rows import PropertySpec
 from alchemy.store.schema import NULL_CODE, decode, row_count, words
@@ -71,10 +71,15 @@ class Index:
 
     # Answers for `ingest`: an append need not make a view.
 
+    def has_structures(self, ids: np.ndarray) -> np.ndarray:
+        """Which of these ids, u1 [n,16], are of structures that are there."""
+        found: np.ndarray = self.first_raw("/structures/uid", ids) >= 0
+        return found
+
     def atom_counts(self, uids: Iterable[str]) -> dict[str, int]:
         """Number of atoms of those structures that are there."""
-        names = [uid for uid in uids if is_id(uid)]
-        raw = self.first_raw("/structures/uid", id_bytes(names))
+        names, ids = sound_ids(uids)
+        raw = self.first_raw("/structures/uid", ids)
         numbers, rows = self.places("structures", raw)
         known = np.flatnonzero(raw >= 0).tolist()
         columns = {n: self.segments[n]["/structures/n_atoms"] for n in set(numbers[known].tolist())}
@@ -86,8 +91,7 @@ class Index:
 
     def label_places(self, keys: Iterable[str]) -> dict[str, tuple[int, bool]]:
         """(raw number of the current row, whether it is ok) of those labels that are there."""
-        names = [key for key in keys if is_id(key)]
-        wanted = id_bytes(names)
+        names, wanted = sound_ids(keys)
         needles, raw = self.find("/labels/uid", wanted)
         ok = self._is_ok(raw)
         counts = current(wanted[needles], ok, raw, *self.retractions())
@@ -96,8 +100,8 @@ class Index:
 
     def parts_of(self, uids: Iterable[str]) -> dict[str, str]:
         """Part of those structures that have one."""
-        names = [uid for uid in uids if is_id(uid)]
-        needles, raw = self.find("/splits/structure_uid", id_bytes(names))
+        names, ids = sound_ids(uids)
+        needles, raw = self.find("/splits/structure_uid", ids)
         newest = dict(zip(needles.tolist(), raw.tolist(), strict=True))
         numbers, rows = self.places("splits", np.array([*newest.values()], np.int64))
         cells = zip(newest, numbers.tolist(), rows.tolist(), strict=True)

@@ -32,13 +32,13 @@ def rows_of_atoms(spec: PropertySpec, n_atoms: int) -> tuple[int, ...]:
 
 
 def encode_named(
-    field: str, rows: Sequence[Any], specs: Mapping[str, PropertySpec]
+    field: str, rows: Sequence[Mapping[str, Any]], specs: Mapping[str, PropertySpec]
 ) -> dict[str, Dataset]:
-    """The datasets of one field of rows, a mapping of names to arrays."""
+    """The datasets of one field of rows: of each row a mapping of names to arrays."""
     datasets: dict[str, Dataset] = {}
-    for name in sorted({name for row in rows for name in getattr(row, field)}):
+    for name in sorted({name for row in rows for name in row}):
         spec = specs[name]
-        values = [getattr(row, field).get(name) for row in rows]
+        values = [row.get(name) for row in rows]
         path = f"{GROUPS[field]}/{name}"
         about = {"scope": spec.scope, "rank": str(len(spec.tail) if spec.scope != "pair" else 2)}
         if spec.scope == "structure":

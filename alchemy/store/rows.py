@@ -5,13 +5,16 @@ Uids and keys are 32 hex digits. An empty string in a text field and NaN in a fl
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tace.quantities import INPUTS, LABELS, Quantity
+
+if TYPE_CHECKING:
+    from alchemy.store.bulk import Block
 
 NAN = float("nan")
 
@@ -169,16 +172,16 @@ class RegistryRow:
 class Batch:
     """Everything one commit writes, by table."""
 
-    structures: list[StructureRow] = field(default_factory=list)
-    labels: list[LabelRow] = field(default_factory=list)
+    structures: Sequence[StructureRow] | Block = ()
+    labels: Sequence[LabelRow] | Block = ()
     predictions: list[PredictionRow] = field(default_factory=list)
     events: list[EventRow] = field(default_factory=list)
     failures: list[FailureRow] = field(default_factory=list)
-    splits: list[SplitRow] = field(default_factory=list)
+    splits: Sequence[SplitRow] | Block = ()
     retractions: list[RetractionRow] = field(default_factory=list)
     registry: list[RegistryRow] = field(default_factory=list)
     declared: Mapping[str, PropertySpec] = field(default_factory=dict)  # properties beyond PROPERTIES
 
-    def tables(self) -> dict[str, list[Any]]:
+    def tables(self) -> dict[str, Sequence[Any] | Block]:
         """Rows by table name, tables without rows left out."""
-        return {name: rows for name, rows in vars(self).items() if rows and name != "declared"}
+        return {name: rows for name, rows in vars(self).items() if len(rows) and name != "declared"}

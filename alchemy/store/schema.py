@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from alchemy.errors import StoreError
+from alchemy.store.bulk import Block, Ragged
 from alchemy.store.columns import TABLES, Column
 from alchemy.store.derived import of_labels
 from alchemy.store.ids import id_bytes, id_texts
@@ -42,12 +43,18 @@ class _Vocabulary:
     def __init__(self) -> None:
         self.words: dict[str, dict[str, int]] = {}
 
-    def encode(self, column: str, texts: Sequence[str]) -> np.ndarray:
+    def encode(self, column: str, texts: Sequence[str] | str, n: int) -> np.ndarray:
+        """Codes of n texts, or n times the code of one."""
         words = self.words.setdefault(column, {})
-        for text in texts:
+        for text in [texts] if isinstance(texts, str) else dict.fromkeys(texts):
             if "\0" in text:
                 raise StoreError(f"{column}: {text!r} contains a NUL character")
-        return np.array([words.setdefault(t, len(words)) if t else NULL_CODE for t in texts], "<u4")
+            if text:
+                words.setdefault(text, len(words))
+        codes = {**words, "": NULL_CODE}
+        if isinstance(texts, str):
+            return np.full(n, codes[texts], "<u4")
+        return np.fromiter(map(codes.__getitem__, texts), "<u4", n)
 
     def datasets(self) -> dict[str, Dataset]:
         return {
@@ -65,32 +72,42 @@ def fixed_strings(words: Sequence[str] | dict[str, int]) -> np.ndarray:
     return array.astype(np.dtype(f"S{size}", metadata={"h5py_encoding": "utf-8"}))
 
 
-def _offsets(lengths: Sequence[int]) -> np.ndarray:
+def _offsets(lengths: Sequence[int] | np.ndarray) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(lengths)]).astype("<i8")
 
 
-def _join(arrays: Sequence[Any], dtype: str, tail: tuple[int, ...]) -> np.ndarray:
-    parts = [np.asarray(a, dtype).reshape(-1, *tail) for a in arrays]
-    return np.concatenate(parts) if parts else np.zeros((0, *tail), dtype)
+def _ragged(values: Any, dtype: str, tail: tuple[int, ...]) -> Ragged:
+    """Values of one row each, None for none, one after another."""
+    if isinstance(values, Ragged):
+        return values
+    nothing = np.zeros((0, *tail), dtype)
+    parts = [nothing if v is None else np.asarray(v, dtype) for v in values]
+    parts = [part if part.shape[1:] == tail else part.reshape(-1, *tail) for part in parts]
+    return Ragged(np.array([len(part) for part in parts]), np.concatenate([nothing, *parts]))
 
 
-def _encode_column(table: str, column: Column, values: list[Any]) -> dict[str, Dataset]:
+def _encode_column(table: str, column: Column, values: Any) -> dict[str, Dataset]:
+    """The datasets of the values of all rows: an array, a list, or Ragged."""
     path, rest = f"/{table}/{column.name}", (column.unit, column.description)
     if column.kind == "id":
-        return {path: Dataset(id_bytes(values), *rest)}
+        return {path: Dataset(values if isinstance(values, np.ndarray) else id_bytes(values), *rest)}
     if column.kind == "text":
         blobs = [np.frombuffer(v.encode(errors="backslashreplace"), "u1") for v in values]
         offset = Dataset(_offsets([len(b) for b in blobs]), "1", f"where each {column.name} begins")
         return {path + "_offset": offset, path: Dataset(np.concatenate(blobs), *rest)}
     if column.kind == "atoms":
-        filled = [np.zeros((0, *column.tail)) if v is None else v for v in values]
-        joined = Dataset(_join(filled, column.dtype, column.tail), *rest)
-        offset = Dataset(_offsets([len(v) for v in filled]), "1", "where the atoms of a row begin")
-        return {f"/{table}/offset": offset, f"/{table}/atoms/{column.name}": joined}
-    if column.kind == "maybe":
+        lengths, joined = _ragged(values, column.dtype, column.tail)
+        offset = Dataset(_offsets(lengths), "1", "where the atoms of a row begin")
+        own = np.ascontiguousarray(joined, column.dtype)
+        return {f"/{table}/offset": offset, f"/{table}/atoms/{column.name}": Dataset(own, *rest)}
+    if column.kind == "maybe" and not isinstance(values, np.ndarray):
         values = [np.full(column.tail, np.nan) if v is None else v for v in values]
-    array = np.array(values, column.dtype).reshape(len(values), *column.tail)
+    array = np.asarray(values, column.dtype).reshape(len(values), *column.tail)
     return {path: Dataset(array, *rest)}
+
+
+def _values(rows: Sequence[Any] | Block, field: str) -> Any:
+    return rows.columns[field] if isinstance(rows, Block) else [getattr(row, field) for row in rows]
 
 
 def encode(batch: Batch) -> dict[str, Dataset]:
@@ -99,10 +116,10 @@ def encode(batch: Batch) -> dict[str, Dataset]:
     datasets: dict[str, Dataset] = {}
     for table, rows in batch.tables().items():
         for column in TABLES[table].columns:
-            values = [getattr(row, column.field) for row in rows]
+            values = _values(rows, column.field)
             try:
                 if column.kind == "code":
-                    codes = vocabulary.encode(column.name, values)
+                    codes = vocabulary.encode(column.name, values, len(rows))
                     path = f"/{table}/{column.name}"
                     datasets[path] = Dataset(codes, column.unit, column.description)
                 else:
@@ -110,7 +127,7 @@ def encode(batch: Batch) -> dict[str, Dataset]:
             except (TypeError, ValueError, OverflowError, AttributeError) as error:
                 raise StoreError(f"{table}: {column.field}: {error}") from error
     datasets.update(_encode_named(batch))
-    if batch.labels:
+    if len(batch.labels):
         arrays = (datasets[path].array for path in ("/labels/offset", "/labels/atoms/forces"))
         datasets.update(of_labels(*arrays))  # type: ignore[arg-type]
     return {**datasets, **vocabulary.datasets()}
@@ -126,8 +143,12 @@ def _encode_named(batch: Batch) -> dict[str, Dataset]:
         rows = getattr(batch, table)
         for field in fields:
             specs = {**KNOWN[field], **(batch.declared if field == "properties" else {})}
-            datasets.update(encode_named(field, rows, specs))
-            names = sorted({name for row in rows for name in getattr(row, field)})
+            if isinstance(rows, Block):
+                values = rows.named.get(field, ())
+            else:
+                values = [getattr(row, field) for row in rows]
+            datasets.update(encode_named(field, values, specs))
+            names = sorted({name for value in values for name in value})
             used[field] = {name: specs[name] for name in names}
     return {**datasets, **describe(used)}
 

@@ -10,7 +10,7 @@ import numpy as np
 from ase import Atoms
 
 from alchemy.errors import StoreError
-from alchemy.store.ids import begins, id_bytes, id_texts, is_id
+from alchemy.store.ids import begins, id_bytes, id_texts, is_id, sound_ids
 from alchemy.store.index import Index
 from alchemy.store.raw import RawRows
 from alchemy.store.rows import (
@@ -108,7 +108,7 @@ class Snapshot:
             if wanted is not None:
                 raw = raw[self.raw.codes("labels", column).same(wanted)[raw]]
         if uids is not None:
-            own = self._index.first_raw("/structures/uid", id_bytes([u for u in uids if is_id(u)]))
+            own = self._index.first_raw("/structures/uid", sound_ids(uids)[1])
             raw = raw[np.isin(self.raw.structure_of("labels")[raw], own[own >= 0])]
         rows: list[LabelRow] = self.raw.decode("labels", raw)
         return sorted(rows, key=lambda r: (r.structure_uid, r.fidelity, r.fingerprint, r.replica))

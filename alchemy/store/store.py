@@ -20,6 +20,7 @@ from ase import Atoms
 from alchemy.errors import StoreDamagedError, StoreError
 from alchemy.store import files
 from alchemy.store import filesystem as disk
+from alchemy.store.bulk import LabelColumns, StructureColumns
 from alchemy.store.check import check
 from alchemy.store.compact import Compaction, compact
 from alchemy.store.filesystem import FileSystem
@@ -85,8 +86,8 @@ class Store:
     def append(
         self,
         *,
-        structures: Sequence[Atoms] = (),
-        labels: Sequence[LabelRow] = (),
+        structures: Sequence[Atoms] | StructureColumns = (),
+        labels: Sequence[LabelRow] | LabelColumns = (),
         predictions: Sequence[PredictionRow] = (),
         events: Sequence[EventRow] = (),
         failures: Sequence[FailureRow] = (),
@@ -100,7 +101,8 @@ class Store:
         Structures, ok labels, splits and registry documents that are there already are left out;
         with nothing left, nothing is written and the last commit number comes back. Structures keep
         species, positions (on the 1e-8 Å grid), cell, periodicity, charge, multiplicity and the arrays
-        of `rows.EXTRA`. `quantities` declares labels that are not in `PROPERTIES`, once per store.
+        of `rows.EXTRA`. Columns are for many at once. `quantities` declares labels that are not in
+        `PROPERTIES`, once per store.
         Raises StoreError for rows that do not fit or when the disk refuses; nothing is stored then,
         except that the commit is there when no more than the last fsync, of its name, failed.
         """
