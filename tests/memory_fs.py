@@ -70,7 +70,8 @@ class MemoryFileSystem(FileSystem):
     def fstat(self, fd):
         inode = self.fds[fd]
         links = sum(one == inode for one in self.names.values())
-        return SimpleNamespace(st_size=len(self.inodes[inode]), st_mtime=time.time(), st_nlink=links)
+        where = {"st_dev": 0, "st_ino": inode, "st_nlink": links}
+        return SimpleNamespace(st_size=len(self.inodes[inode]), st_mtime=time.time(), **where)
 
     def link(self, source, target):
         source, target = str(source), str(target)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,8 +14,8 @@ from alchemy.identity import Columns, uids_of_columns
 from alchemy.store import files
 from alchemy.store.columns import TABLES
 from alchemy.store.derived import wrong_in
-from alchemy.store.ids import id_texts
-from alchemy.store.index import Index
+from alchemy.store.filesystem import FileSystem
+from alchemy.store.ids import NOTHING, Sorted, id_texts, pairs, prefixes
 from alchemy.store.named import GROUPS, specs_in
 from alchemy.store.schema import NULL_CODE, row_count
 from alchemy.store.segment import Segment, inspect, offset_path
@@ -34,8 +36,13 @@ def check(store: Store) -> list[str]:
     chosen, beyond = files.cover(entries)
     in_use = {one.entry.path for one in chosen}
     owners: dict[str, files.Entry] = {}
+    seen: dict[Any, tuple[Path, list[str]]] = {}
     for entry in entries:
-        found = inspect(store.fs, entry.path)
+        place = _place_on_disk(store.fs, entry.path)
+        if place not in seen:  # `store.h5` is a second name, where the disk has such
+            seen[place] = entry.path, inspect(store.fs, entry.path)
+        first, problems_of_bytes = seen[place]
+        found = [text.replace(str(first), str(entry.path)) for text in problems_of_bytes]
         if not found:
             segment = Segment(store.fs, entry.path, verify=False)  # every byte was just read
             found = _place(segment, entry, owners)
@@ -47,10 +54,25 @@ def check(store: Store) -> list[str]:
         problems.append(files.gap_message(store.directory, last, beyond))
     if not problems:
         segments = [Segment(store.fs, one.entry.path, verify=False) for one in chosen]
-        index = Index().more([(one.name, s, one.hi) for one, s in zip(chosen, segments, strict=True)])
+        ids = np.concatenate([NOTHING, *(_ids(segment, "structures", "uid") for segment in segments)])
+        keys = prefixes(ids)
+        order = np.argsort(keys)
         for segment in segments:
-            problems += _references(segment, index)
+            problems += _references(segment, ids, Sorted(keys[order], order))
     return problems
+
+
+def _place_on_disk(fs: FileSystem, path: Path) -> Any:
+    """What a file and its second name have in common; the path where it cannot be opened."""
+    try:
+        fd = fs.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return path
+    try:
+        stat = fs.fstat(fd)
+        return stat.st_dev, stat.st_ino
+    finally:
+        fs.close(fd)
 
 
 def _ids(segment: Segment, table: str, name: str) -> np.ndarray:
@@ -137,11 +159,13 @@ def _identities(segment: Segment) -> Iterator[str]:
             yield f"/structures: {uid} is not the uid of what is stored under it"
 
 
-def _references(segment: Segment, index: Index) -> Iterator[str]:
-    """Rows that speak of a structure speak of one that is there."""
+def _references(segment: Segment, ids: np.ndarray, by_id: Sorted) -> Iterator[str]:
+    """Rows that speak of a structure speak of one that is there; `ids` are those of all structures."""
     for table in ("labels", "predictions", "splits"):
         own = _ids(segment, table, "structure_uid")
-        unknown = own[index.first_raw("/structures/uid", own) < 0]
+        there = np.zeros(len(own), bool)
+        there[pairs(ids, by_id, own)[0]] = True
+        unknown = own[~there]
         for uid in sorted(set(id_texts(unknown)))[:5]:
             yield f"{segment.path}: /{table}/structure_uid: there is no structure {uid}"
 

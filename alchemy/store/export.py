@@ -9,9 +9,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from ase import Atoms
-from ase.calculators.singlepoint import SinglePointCalculator
-from ase.io import write
-from ase.stress import voigt_6_to_full_3x3_stress
 
 from alchemy.errors import InputError, StoreError
 from alchemy.store.rows import CONDITIONS, LabelRow, PropertySpec
@@ -40,6 +37,8 @@ def export_extxyz(
     conditions stand under their names (labels with the prefix) in info and arrays. The file appears at
     once and complete. Raises InputError when it exists, QueryError, StoreError.
     """
+    from ase.io import write  # and scipy with it: 50 MB and a second that a query does not need
+
     path = Path(path)
     if path.exists() and not overwrite:
         raise InputError(f"{path} exists; give another name or allow overwriting")
@@ -81,6 +80,9 @@ def attach(
 
     specs: of the labels beyond energy, forces and stress (`Snapshot.quantities`).
     """
+    from ase.calculators.singlepoint import SinglePointCalculator
+    from ase.stress import voigt_6_to_full_3x3_stress
+
     atoms.info["fidelity"] = row.fidelity
     if part is not None:
         atoms.info["split"] = part

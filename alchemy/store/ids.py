@@ -97,6 +97,9 @@ def pairs(ids: np.ndarray, by_id: Sorted, wanted: np.ndarray) -> tuple[np.ndarra
     own = prefixes(wanted)
     by = np.argsort(own) if len(own) > _MANY else np.arange(len(own))
     first = np.searchsorted(by_id.keys, own[by])
+    there = first < len(by_id.keys)
+    there[there] = by_id.keys[first[there]] == own[by[there]]
+    by, first = by[there], first[there]  # of new rows there are none
     counts = np.searchsorted(by_id.keys, own[by], side="right") - first
     needles, found = np.repeat(by, counts), by_id.rows[_ranges(first, counts)]
     equal = (ids[found] == wanted[needles]).all(axis=1)  # eight bytes could agree by chance
@@ -115,11 +118,3 @@ def _ranges(first: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """first[0], first[0]+1, … (counts[0] of them), first[1], …"""
     shift = np.repeat(first - np.cumsum(counts) + counts, counts)
     return shift + np.arange(len(shift))
-
-
-def repeated(columns: Sequence[np.ndarray]) -> np.ndarray:
-    """Rows, counted through all the columns of ids, of which the first 8 bytes occur more than once."""
-    keys = np.concatenate([np.zeros(0, np.uint64), *map(prefixes, columns)])
-    ordered = np.sort(keys)
-    twice = ordered[1:][ordered[1:] == ordered[:-1]]
-    return np.flatnonzero(np.isin(keys, twice)) if len(twice) else np.zeros(0, np.int64)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from alchemy.store.ids import NOTHING, first_rows, matches, repeated, sound_ids, texts16
+from alchemy.store.ids import NOTHING, first_rows, matches, prefixes, sound_ids, texts16
 from alchemy.store.named import specs_in
 from alchemy.store.rows import PropertySpec
 from alchemy.store.schema import NULL_CODE, decode, row_count, words
@@ -158,25 +158,41 @@ class Index:
 
     def current_labels(self) -> np.ndarray:
         """Raw rows of labels that count: see `current`."""
-        ids, n = self.ids("/labels/uid"), int(self.starts("labels")[-1])
+        n = int(self.starts("labels")[-1])
         targets, limits = self.retractions()
-        among = repeated(ids)
+        among = self.repeated("/labels/uid")
         if len(targets):
             among = np.union1d(among, self.find("/labels/uid", targets)[1])
         if not len(among):
             return np.arange(n)
         counts = np.ones(n, bool)
-        keys = _rows_of(ids, among)
+        keys = _rows_of(self.ids("/labels/uid"), among)
         counts[among] = current(keys, self._is_ok(among), among, targets, limits)
         return np.flatnonzero(counts)
 
+    def repeated(self, path: str) -> np.ndarray:
+        """Raw rows of which the first 8 bytes of the id occur more than once."""
+        keys = self._prefixes(path)
+        keys.sort()
+        twice = keys[1:][keys[1:] == keys[:-1]]
+        return np.flatnonzero(np.isin(self._prefixes(path), twice)) if len(twice) else np.zeros(0, np.int64)
+
+    def _prefixes(self, path: str) -> np.ndarray:
+        starts = self.starts(path.split("/")[1]).tolist()
+        found = np.empty(starts[-1], np.uint64)
+        for segment, start, end in zip(self.segments, starts, starts[1:], strict=False):
+            if end > start:
+                found[start:end] = prefixes(segment[path])
+                segment.release()
+        return found
+
     def repeats(self) -> tuple[np.ndarray, np.ndarray]:
         """(raw rows of structures that were there before, the first row of each): of two writers at once."""
-        ids = self.ids("/structures/uid")
-        among = repeated(ids)
+        among = self.repeated("/structures/uid")
         if not len(among):
             return among, among
-        _, first, which = np.unique(texts16(_rows_of(ids, among)), return_index=True, return_inverse=True)
+        ids = texts16(_rows_of(self.ids("/structures/uid"), among))
+        _, first, which = np.unique(ids, return_index=True, return_inverse=True)
         origin = among[first][which]
         again = origin != among
         return among[again], origin[again]

@@ -19,7 +19,7 @@ from alchemy.store.named import GROUPS
 from alchemy.store.query import Codes
 from alchemy.store.rows import KNOWN
 from alchemy.store.schema import NULL_CODE, decode, row_count, words
-from alchemy.store.segment import Segment
+from alchemy.store.segment import Segment, joined
 
 
 class RawRows:
@@ -41,9 +41,9 @@ class RawRows:
         """A column by raw row number; not to be written to."""
         key = (table, name)
         if key not in self._columns:
-            arrays = [_column(segment, table, name) for segment in self._segments]
-            present = [array for array in arrays if array is not None] or [_empty(table, name)]
-            self._columns[key] = present[0] if len(present) == 1 else np.concatenate(present)
+            arrays = [(segment, _column(segment, table, name)) for segment in self._segments]
+            present = [(segment, array) for segment, array in arrays if array is not None]
+            self._columns[key] = joined(present) if present else _empty(table, name)
         found: np.ndarray = self._columns[key]
         return found
 
@@ -58,12 +58,12 @@ class RawRows:
                 if local is not None and len(local):
                     new = [vocabulary.setdefault(w, len(vocabulary)) for w in words(segment, name)]
                     if new == list(range(len(new))):  # the code of nothing is −1 as a signed number
-                        parts.append(local.view(np.int32))
+                        parts.append((segment, local.view(np.int32)))
                     else:
                         lookup = np.array([*new, -1], np.int32)
-                        parts.append(lookup[np.where(local == NULL_CODE, len(new), local)])
-            joined = parts[0] if len(parts) == 1 else np.concatenate([np.zeros(0, np.int32), *parts])
-            self._columns[key] = Codes(joined, vocabulary)
+                        codes = lookup[np.where(local == NULL_CODE, len(new), local)]
+                        parts.append((segment, codes))
+            self._columns[key] = Codes(joined(parts) if parts else np.zeros(0, np.int32), vocabulary)
         found: Codes = self._columns[key]
         return found
 
@@ -93,8 +93,8 @@ class RawRows:
     @cached_property
     def max_forces(self) -> np.ndarray:
         """Largest norm of a force by raw row number of labels, eV/Å; NaN without forces."""
-        parts = [max_force_in(segment) for segment in self._segments if row_count(segment, "labels")]
-        return parts[0] if len(parts) == 1 else np.concatenate([np.zeros(0), *parts])
+        having = [segment for segment in self._segments if row_count(segment, "labels")]
+        return joined([(s, max_force_in(s)) for s in having]) if having else np.zeros(0)
 
     @cached_property
     def repeats(self) -> tuple[np.ndarray, np.ndarray]:
@@ -133,15 +133,15 @@ class RawRows:
         return found
 
     def _structure_of(self, table: str) -> np.ndarray:
-        parts = [np.zeros(0, np.int64)]
+        parts = []
         for segment, start in zip(self._segments, self._index.starts("structures").tolist(), strict=False):
             if n := row_count(segment, table):
                 own = segment.get(f"/{table}/structure_row")
                 if own is None:
                     uids = segment[f"/{table}/structure_uid"]
                     own = first_rows(n, *matches(segment, "/structures/uid", uids))
-                parts.append(own if start == 0 else np.where(own < 0, -1, own + start))
-        found = parts[1] if len(parts) == 2 else np.concatenate(parts)
+                parts.append((segment, own if start == 0 else np.where(own < 0, -1, own + start)))
+        found = joined(parts) if parts else np.zeros(0, np.int64)
         elsewhere = np.flatnonzero(found < 0)
         again, origin = self.repeats
         if len(elsewhere) or len(again):

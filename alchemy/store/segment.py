@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 import os
 import struct
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +118,7 @@ class Segment:
                     "'alchemy data repair' saves the rest"
                 )
             self._verified.add(path)
+            self.release()
         return self._raw(path)
 
     def _raw(self, path: str) -> np.ndarray:
@@ -130,6 +133,11 @@ class Segment:
                 raise StoreError(f"{self.path}: {path}: cannot read: {error}") from error
             self._read[path] = np.frombuffer(data, dtype).reshape(shape)
         return self._read[path]
+
+    def release(self) -> None:
+        """Give mapped pages back: whoever looks again finds them in the page cache, 2 MB at a time."""
+        if hasattr(self._data, "madvise"):
+            self._data.madvise(mmap.MADV_DONTNEED)
 
     def bad_blocks(self, path: str) -> list[int]:
         """Blocks of 64 KiB of a dataset that do not match their checksums."""
@@ -178,6 +186,10 @@ class Part(Segment):
     def paths(self) -> list[str]:
         return self._whole.paths()
 
+    def release(self) -> None:
+        self._cache.clear()
+        self._whole.release()
+
     def get(self, path: str) -> np.ndarray | None:
         if path.endswith(BY_PLACE):
             return None
@@ -214,6 +226,24 @@ class Part(Segment):
             return array[lo : hi + 1] - array[lo]
         offset = self._whole.get(own) if own else None
         return array[lo:hi] if offset is None else array[int(offset[lo]) : int(offset[hi])]
+
+
+def joined(parts: Sequence[tuple[Segment, np.ndarray]]) -> np.ndarray:
+    """Arrays of several segments, with rows of one kind, as one; a single one is not copied.
+
+    Pages are given back file by file: of 32 files of 15 MB with a query's columns all over them the
+    kernel keeps 300 MB mapped.
+    """
+    if len(parts) == 1:
+        return parts[0][1]
+    first = parts[0][1]
+    found = np.empty((sum(len(array) for _, array in parts), *first.shape[1:]), first.dtype)
+    start = 0
+    for segment, array in parts:
+        found[start : start + len(array)] = array
+        start += len(array)
+        segment.release()
+    return found
 
 
 def offset_path(path: str) -> str:

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
-from ase.constraints import FixAtoms
 from ase.data import chemical_symbols
 
 from alchemy.errors import StoreError
@@ -137,6 +136,8 @@ def _extra(atoms: Atoms) -> dict[str, Any]:
     """Arrays that describe the atoms; those of zeros only are left out."""
     if len(atoms.arrays) == 2 and not atoms.constraints:  # numbers and positions, as most have
         return {}
+    from ase.constraints import FixAtoms  # and scipy with it: 50 MB that a query does not need
+
     fixed = np.zeros(len(atoms))
     for constraint in atoms.constraints:
         if isinstance(constraint, FixAtoms):
