@@ -232,18 +232,43 @@ def _element_mm_grad_shapes(x: Tensor, g: Tensor, counts: Tensor) -> Tensor:
 # ------------------------------------------------------------------ latent charges
 def _les(charges: Tensor, positions: Tensor, cells: Tensor, *rest: Any) -> list[Tensor]:
     """Energies [S] and their slopes for charges, positions and cells."""
-    pbc, structure, original, n_atoms, text = rest
-    batch: Any = _Structures(pbc, structure, original, n_atoms, len(pbc))
-    leaves = [t.detach().requires_grad_() for t in (charges, positions, cells)]
     with torch.enable_grad():
-        energies = les_energies(leaves[0], leaves[1], leaves[2], batch, LesConfig(**json.loads(text)))
+        leaves, energies = _les_of([charges, positions, cells], rest)
         slopes = torch.autograd.grad(energies.sum(), leaves, materialize_grads=True)
     return [energies.detach(), *(s.contiguous() for s in slopes)]
+
+
+def _les_of(inputs: Sequence[Tensor], rest: Sequence[Any]) -> tuple[list[Tensor], Tensor]:
+    """Charges, positions and cells as leaves, and the energies of them."""
+    pbc, structure, original, n_atoms, text = rest
+    batch: Any = _Structures(pbc, structure, original, n_atoms, len(pbc))
+    leaves = [t.detach().requires_grad_() for t in inputs]
+    charges, positions, cells = leaves
+    return leaves, les_energies(charges, positions, cells, batch, LesConfig(**json.loads(text)))
 
 
 def _les_shapes(charges: Tensor, positions: Tensor, cells: Tensor, *rest: Any) -> list[Tensor]:
     like = [charges, positions, cells]
     return [cells.new_empty(cells.shape[0]), *_rooms(like, [True] * 3)]
+
+
+def _les_grad(inputs: list[Tensor], along: list[Tensor], needed: list[bool], *rest: Any) -> list[Tensor]:
+    """Of the slope of Σ energies along directions of charges, positions and cells: its slopes for these."""
+    with torch.enable_grad():
+        leaves, energies = _les_of(inputs, rest)
+        slopes = torch.autograd.grad(energies.sum(), leaves, create_graph=True, materialize_grads=True)
+        there = [(s * d).sum() for s, d in zip(slopes, along, strict=True) if d.numel()]
+        slope = torch.stack(there).sum()
+        wanted = [x for x, need in zip(leaves, needed, strict=True) if need]
+        found = iter(torch.autograd.grad(slope, wanted, materialize_grads=True))
+    pairs = zip(inputs, needed, strict=True)
+    return [next(found).contiguous() if need else x.new_empty(0) for x, need in pairs]
+
+
+def _les_grad_shapes(
+    inputs: list[Tensor], along: list[Tensor], needed: list[bool], *rest: Any
+) -> list[Tensor]:
+    return _rooms(inputs, needed)
 
 
 OPERATORS: dict[str, tuple[str, Callable[..., Any], Callable[..., Any]]] = {
@@ -280,6 +305,10 @@ OPERATORS: dict[str, tuple[str, Callable[..., Any], Callable[..., Any]]] = {
         "(Tensor x, Tensor g, Tensor counts) -> Tensor", _element_mm_grad, _element_mm_grad_shapes,
     ),
     "les": (f"({_LES}, {_OF}, str config) -> Tensor[]", _les, _les_shapes),
+    "les_grad": (
+        f"(Tensor[] inputs, Tensor[] along, bool[] needed, {_OF}, str config) -> Tensor[]",
+        _les_grad, _les_grad_shapes,
+    ),
 }  # fmt: skip
 
 

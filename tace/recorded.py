@@ -151,31 +151,69 @@ class _ElementSlope(torch.autograd.Function):
 
 
 class _Les(torch.autograd.Function):
-    """Charges, positions and cells → energies [S]; their slopes come with them and have none of their own."""
+    """Charges, positions and cells → energies [S]; their slopes come with them."""
 
     @staticmethod
-    def forward(ctx: Any, batch: Batch, text: str, *inputs: Tensor) -> Tensor:
-        place = (batch.pbc, batch.structure, batch.original, batch.n_atoms, text)
+    def forward(ctx: Any, place: list[Any], *inputs: Tensor) -> Tensor:
         energies, *slopes = operators().les(*inputs, *place)
-        ctx.save_for_backward(batch.structure, *slopes)
+        ctx.save_for_backward(*inputs, *slopes)
+        ctx.place = place
         found: Tensor = energies
         return found
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *g: Tensor) -> tuple[Any, ...]:
-        structure, for_charges, for_positions, for_cells = ctx.saved_tensors
-        by_atom = g[0].index_select(0, structure).unsqueeze(1)
-        return (
-            None, None, by_atom * for_charges, by_atom * for_positions, g[0].view(-1, 1, 1) * for_cells,
-        )  # fmt: skip
+        return (None, *_LesSlopes.apply(ctx.place, ctx.saved_tensors[3:], g[0], *ctx.saved_tensors[:3]))
+
+
+class _LesSlopes(torch.autograd.Function):
+    """g [S], charges, positions and cells → the slopes of Σ g·energies for the last three.
+
+    A structure has an energy of its own, so that they are g times the slopes which `_Les` has found.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, place: list[Any], slopes: Sequence[Tensor], g: Tensor, *inputs: Tensor
+    ) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(g, *inputs, *slopes)
+        ctx.set_materialize_grads(False)
+        ctx.place = place
+        return tuple(_by_structure(g, place[1], slopes))
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *u: Tensor | None) -> tuple[Any, ...]:
+        g, saved, place = ctx.saved_tensors[0], ctx.saved_tensors[1:], ctx.place
+        inputs, slopes = saved[:3], saved[3:]
+        if all(x is None for x in u):
+            return (None,) * 6
+        for_g = None
+        if ctx.needs_input_grad[2]:
+            for_g = torch.zeros_like(g)
+            for x, slope in zip(u[:2], slopes[:2], strict=True):
+                if x is not None:
+                    for_g = for_g.index_add(0, place[1], (x * slope).sum(1))
+            if u[2] is not None:
+                for_g = for_g + (u[2] * slopes[2]).sum((1, 2))
+        needed = list(ctx.needs_input_grad[3:])
+        found = operators().les_grad(list(inputs), _by_structure(g, place[1], u), needed, *place)
+        return (None, None, for_g, *_where(found, needed))
+
+
+def _by_structure(g: Tensor, structure: Tensor, tensors: Sequence[Tensor | None]) -> list[Tensor]:
+    """Of charges, positions and cells: what belongs to a structure times its number in g [S]."""
+    by_atom = g.index_select(0, structure).unsqueeze(1)
+    factors = by_atom, by_atom, g.view(-1, 1, 1)
+    return [g.new_empty(0) if x is None else f * x for f, x in zip(factors, tensors, strict=True)]
 
 
 def recorded_les(
     charges: Tensor, positions: Tensor, cells: Tensor, batch: Batch, config: LesConfig
 ) -> Tensor:
     """`les_energies` as one operator of the graph."""
-    found: Tensor = _Les.apply(batch, json.dumps(asdict(config)), charges, positions, cells)
+    place = [batch.pbc, batch.structure, batch.original, batch.n_atoms, json.dumps(asdict(config))]
+    found: Tensor = _Les.apply(place, charges, positions, cells)
     return found
 
 

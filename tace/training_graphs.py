@@ -1,9 +1,9 @@
 """A step of training as one compiled graph: energies, forces, stresses, their loss, and its gradient.
 
 The gradient of a loss of forces needs second derivatives; all of it is recorded at once, forward and backward
-twice, so that nothing is kept between two halves and one call returns loss and gradients. Labels besides
-energies, forces and stresses, and latent charges, whose sums over the lattice are not recorded, are left to
-PyTorch.
+twice, so that nothing is kept between two halves and one call returns loss and gradients. The sums of latent
+charges over pairs and lattices are operators of it (opaque.py), which run PyTorch. Labels besides energies,
+forces and stresses are left to PyTorch.
 """
 
 from __future__ import annotations
@@ -87,8 +87,6 @@ def refusal(model: Tace, plan: Plan) -> str:
     if plan.responses or plan.hessians:
         rest = [*plan.responses, *(["hessian"] if plan.hessians else [])]
         return f"labels of {', '.join(rest)} are compared"
-    if model.config.les is not None:
-        return "the model has latent charges"
     return ""
 
 

@@ -22,7 +22,7 @@ from tace.model import Tace
 from tace.recorded import recordable
 from tace.recording import record, weights
 from tace.settings import TrainSettings
-from tace.train import Trainer, fit
+from tace.train import fit
 from tace.training_graphs import (
     TERMS,
     TrainingGraph,
@@ -207,18 +207,18 @@ def test_without_a_compiler_training_says_so_and_goes_on(frames, monkeypatch, tm
     assert "no compiled step, PyTorch does it: there is no compiler 'no-such-compiler'" in caplog.text
 
 
-def test_what_graphs_do_not_hold_is_refused_with_the_reason(frames, caplog):
+def test_what_graphs_do_not_hold_is_refused_with_the_reason(frames, caplog, monkeypatch):
     plan = Plan(forces=True, stress=False, responses=("dipole",), hessians=True)
     assert "labels of dipole, hessian" in refusal(build(frames), plan)
     plain = Plan(forces=True, stress=False, responses=(), hessians=False)
     assert refusal(build(frames), plain) == ""
-    charged = Tace(dataclasses.replace(CONFIG, les=LesConfig()))
-    assert "latent charges" in refusal(charged, plain)
+    assert refusal(Tace(dataclasses.replace(CONFIG, les=LesConfig())), plain) == ""
     with_head = Tace(dataclasses.replace(CONFIG, heads=(HeadConfig("dipole"),)))
     assert refusal(with_head, plain) == ""
-    trainer = Trainer(charged, make_samples(frames, CONFIG), [], dataclasses.replace(SHORT, compile="on"))
+    monkeypatch.setenv("TACE_GRAPHS", "0")
+    trainer = trainer_of(frames, dataclasses.replace(SHORT, compile="on"))
     trainer.route.choose(trainer.train, 10)
-    assert "PyTorch does the steps, for the model has latent charges" in caplog.text
+    assert "PyTorch does the steps, for TACE_GRAPHS=0" in caplog.text
 
 
 def test_another_word_for_compile_is_an_error():

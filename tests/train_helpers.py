@@ -51,9 +51,9 @@ def frames_of(structure, names, *, fidelity: str = "cheap", seed: int = 0) -> li
 
 
 def build(
-    frames: list[Labelled], *, seed: int = 0, dtype: torch.dtype = torch.float32, start: str = "unit"
+    frames: list[Labelled], *, seed: int = 0, dtype: torch.dtype = torch.float32, **changes: object
 ) -> Tace:
-    model = Tace(dataclasses.replace(CONFIG, start=start), seed=seed, dtype=dtype)
+    model = Tace(dataclasses.replace(CONFIG, **changes), seed=seed, dtype=dtype)
     facts = statistics(frames, CONFIG, E0)
     set_statistics(model, facts)
     return model

@@ -6,7 +6,8 @@
 DIR holds the folders 3bpa and water_revPBE0-D3. `forces`: energy and forces of 3BPA, Pd-108 and water-192 at
 6 Å by the model as it is (`network`), with radial tables (`tables`), and with these in a compiled graph
 (`graph`, which gives stresses and features too). `step`: loss and gradients of 3BPA (5 frames, no optimiser)
-by PyTorch and by a graph. C++ kernels are used by all. Graphs are built first, in half a minute to two each,
+by PyTorch and by a graph, with --step-systems 3bpa,pd32 of two crystals too, whose forces are made up; with --les
+the model has latent charges. C++ kernels are used by all. Graphs are built first, in half a minute to two each,
 unless the cache has them. `start`: import, load and first force call, each in a process of its own.
 """
 
@@ -22,16 +23,17 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ours
 import torch
 from ase import Atoms
 from ase.io import write
 from edge_sum import systems
-from harness import BATCH, SIZES, Record, machine, split_3bpa
+from harness import BATCH, SIZES, Record, machine, palladium, split_3bpa
 from harness import emit_own as emit
 
 from tace.compiling import made_up
-from tace.config import PRESETS
+from tace.config import PRESETS, LesConfig
 from tace.data import Labelled, collate_samples, make_samples
 from tace.graphs import build, graph_path, opened
 from tace.io import save_model
@@ -63,9 +65,10 @@ def in_turns(calls: Calls, *, seconds: float, base: str) -> Record:
     return {**{f"{name}_ms": x for name, x in medians.items()}, **ratios, "rounds": rounds - 3}
 
 
-def model_of(size: str, atoms: Atoms, cutoff: float) -> Tace:
+def model_of(size: str, atoms: Atoms, cutoff: float, *, les: bool = False) -> Tace:
     """Random, of a size of the other benchmarks or a preset."""
     sizes: dict[str, Any] = dict(PRESETS[size]) if size in PRESETS else {"L_max": SIZES[size]}
+    sizes |= {"les": LesConfig()} if les else {}
     elements = sorted({int(z) for z in atoms.numbers})
     return ours.build(
         elements, cutoff=cutoff, L_max=sizes.pop("L_max"), avg_neighbors=20.0,
@@ -103,10 +106,20 @@ def forces(size: str, atoms: Atoms, cutoff: float, seconds: float, *, graph: boo
     }  # fmt: skip
 
 
-def step(size: str, frames: list[Atoms], seconds: float) -> Record:
+def labelled_of(system: str, folder: Path) -> list[Labelled]:
+    """What a step is timed on."""
+    if system == "3bpa":
+        frames = split_3bpa(folder / "3bpa")[0][:BATCH]
+        return [Labelled(a, "default", a.get_potential_energy(), a.get_forces()) for a in frames]
+    crystals = [palladium(2) for _ in range(2)]
+    for n, atoms in enumerate(crystals):
+        atoms.rattle(0.05, seed=n)
+    return [Labelled(a, "default", 0.0, np.zeros((len(a), 3))) for a in crystals]
+
+
+def step(size: str, labelled: list[Labelled], seconds: float, *, les: bool) -> Record:
     """Loss and gradients of a training step."""
-    model = model_of(size, frames[0], ours.CUTOFF_A)
-    labelled = [Labelled(a, "default", a.get_potential_energy(), a.get_forces()) for a in frames]
+    model = model_of(size, labelled[0].atoms, ours.CUTOFF_A, les=les)
     samples = make_samples(labelled, model.config)
     plan, settings = Plan.of(model, samples), TrainSettings()
     batch = collate_samples(samples, len(model.config.elements))
@@ -125,8 +138,8 @@ def step(size: str, frames: list[Atoms], seconds: float) -> Record:
     found = in_turns(calls, seconds=seconds, base="pytorch")
     saved = 1e-3 * (found["pytorch_ms"] - found["graph_ms"])
     pays_after = round(figures.seconds / saved) if saved > 0 else None
-    atoms = sum(map(len, frames))
-    return {"atoms": atoms, "build_s": figures.seconds, "pays_after_steps": pays_after, "off": off, **found}
+    atoms = sum(len(x.atoms) for x in labelled)
+    return {"atoms": atoms, "les": les, "build_s": figures.seconds, "pays_after_steps": pays_after, "off": off, **found}
 
 
 FIRST_CALL = """
@@ -165,8 +178,9 @@ def records(args: argparse.Namespace) -> Iterator[Record]:
                 found = forces(size, atoms, cutoff, args.seconds, graph=not args.no_graph)
                 yield {"what": "forces", "size": size, "system": name, **found}
         if "step" in args.what:
-            train, _ = split_3bpa(args.data / "3bpa")
-            yield {"what": "step", "size": size, "system": "3bpa", **step(size, train[:BATCH], args.seconds)}
+            for name in args.step_systems.split(","):
+                found = step(size, labelled_of(name, args.data), args.seconds, les=args.les)
+                yield {"what": "step", "size": size, "system": name, **found}
         if "start" in args.what:
             for found in first_call(size, *places["3bpa"]):
                 yield {"what": "start", "size": size, "system": "3bpa", **found}
@@ -181,6 +195,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--what", default="forces,step,start", help="of forces, step, start")
     parser.add_argument("--systems", default="3bpa,pd108,water192", help="of the force calls")
     parser.add_argument("--seconds", type=float, default=8.0, help="of each measurement")
+    parser.add_argument("--step-systems", default="3bpa", help="of the training steps: 3bpa, pd32")
+    parser.add_argument("--les", action="store_true", help="of training steps: with latent charges")
     parser.add_argument("--no-graph", action="store_true", help="of force calls: tables alone")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
