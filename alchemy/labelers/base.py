@@ -6,7 +6,7 @@ Labelers are staged (`write_input`, `run`, `read`): in-process codes and batch j
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from ase import Atoms
-from jinja2 import StrictUndefined, Template, TemplateError, UndefinedError
+from jinja2 import StrictUndefined, Template, TemplateError, UndefinedError, meta
 from jinja2.sandbox import SandboxedEnvironment
 
 from alchemy.errors import EnvironmentProblemError, InputError
@@ -100,7 +100,7 @@ def render(template: str | Path, context: Mapping[str, Any]) -> str:
     Sandboxed: a template from a colleague's campaign can fill in text, not run code.
     """
     try:
-        return _compiled(_template_text(template)).render(dict(context))
+        return _compiled(template_text(template)).render(dict(context))
     except UndefinedError as error:
         known = ", ".join(sorted(context))
         raise InputError(f"template {template}: {error.message}; variables: {known}") from error
@@ -114,13 +114,31 @@ def render(template: str | Path, context: Mapping[str, Any]) -> str:
 
 @lru_cache(maxsize=16)  # by text, so that an edited file is noticed
 def _compiled(text: str) -> Template:
-    environment = SandboxedEnvironment(
+    return _environment().from_string(text)
+
+
+def _environment() -> SandboxedEnvironment:
+    return SandboxedEnvironment(
         undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False
     )
-    return environment.from_string(text)
 
 
-def _template_text(template: str | Path) -> str:
+def check_variables(template: str | Path, known: Iterable[str]) -> None:
+    """Refuse a template that names anything else, in whatever branch: before the first structure."""
+    names = sorted(known)
+    try:
+        wanted = meta.find_undeclared_variables(_environment().parse(template_text(template)))
+    except TemplateError as error:
+        line = getattr(error, "lineno", None)
+        where = f" line {line}" if line else ""
+        raise InputError(f"template {template}{where}: {error}") from error
+    for name in sorted(wanted - set(names)):
+        listed = hint(name, names, label="variables")
+        raise InputError(f"template {template}: '{name}' is undefined; {listed}")
+
+
+def template_text(template: str | Path) -> str:
+    """Source of a template of `alchemy_templates`, or of a file of the user."""
     if isinstance(template, str):
         resource = files("alchemy_templates").joinpath(template)
         if resource.is_file():
@@ -132,7 +150,7 @@ def _template_text(template: str | Path) -> str:
 
 
 def make_labeler(name: str, options: Mapping[str, Any], *, base_dir: Path) -> Labeler:
-    """The labeler `name` with `options`; a relative `template` is looked up in `base_dir`."""
+    """The labeler `name` with `options`; relative files (`template`, …) are looked up in `base_dir`."""
     factory = find("labelers", name)
     parameters = inspect.signature(factory).parameters
     open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
@@ -141,8 +159,9 @@ def make_labeler(name: str, options: Mapping[str, Any], *, base_dir: Path) -> La
             listed = hint(option, parameters, label="its options")
             raise InputError(f"labeler '{name}' has no option '{option}'; {listed}")
     values = dict(options)
-    if values.get("template") is not None:
-        values["template"] = str((base_dir / str(values["template"])).resolve())
+    for option in getattr(factory, "file_options", ("template",)):
+        if values.get(option) is not None:
+            values[option] = str((base_dir / Path(str(values[option])).expanduser()).resolve())
     try:
         labeler: Labeler = factory(**values)
     except TypeError as error:

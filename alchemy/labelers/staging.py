@@ -14,7 +14,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -163,13 +163,21 @@ def run_stage(directory: Path, compute: Compute, *, schema: Schema) -> None:
     text = (directory / INPUT).read_text(encoding="utf-8")
     sections = parse_input(text, schema, source=str(directory / INPUT))
     structure = read_json(directory / STRUCTURE)
+    calculate = partial(compute, atoms_from_document(structure), sections, directory)
+    write_outcome(directory, calculate)
+
+
+def write_outcome(
+    directory: Path, calculate: Callable[[], LabelResult], facts: Mapping[str, Any] | None = None
+) -> None:
+    """output.json: the result or the failure, what it cost, and `facts` as they are at the end."""
     wall, cpu = time.perf_counter(), cpu_seconds()
     document: dict[str, Any]
     try:
-        result = compute(atoms_from_document(structure), sections, directory)
-        document = {"status": "ok", **_result_document(result)}
+        document = {"status": "ok", **_result_document(calculate())}
     except LabelFailureError as failure:
         document = {"status": "failed", "reason": failure.reason, "message": failure.message}
+    document = {**(facts or {}), **document}
     document["input_hash"] = _input_hash(directory)
     document["wall_s"] = time.perf_counter() - wall
     document["cpu_s"] = cpu_seconds() - cpu
