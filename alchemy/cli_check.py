@@ -168,12 +168,13 @@ def _read_reactions(campaign: Campaign, findings: Findings) -> None:
 
 
 def _make_labelers(campaign: Campaign, findings: Findings, frames: Sequence[Atoms]) -> None:
-    from alchemy.labelers.base import fingerprint, make_labeler
+    from alchemy.labelers.base import fingerprint, make_labeler, require_elements
 
     periodic = any(bool(atoms.pbc.any()) for atoms in frames)
     for name, fidelity in campaign.fidelities.items():
         try:
             labeler = make_labeler(fidelity.labeler, fidelity.options, base_dir=campaign.base_dir)
+            require_elements(labeler, campaign.elements)
             findings.fidelities[name] = {
                 "labeler": fidelity.labeler,
                 "code": labeler.code(),

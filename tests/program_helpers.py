@@ -4,12 +4,14 @@ Its energy is that of springs between neighbours in the list; `mixing` decides w
 """
 
 import json
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
+import pytest
 from ase import Atoms
 
 from alchemy.labelers.base import LabelFailureError, LabelResult
@@ -67,3 +69,35 @@ class FakeLabeler(ProgramLabeler):
         check_geometry(atoms, Atoms(found["symbols"], found["positions"]))
         forces = np.array(found["forces"])
         return LabelResult(found["energy"], forces, None, "total", None)
+
+
+def needs_program(*names):
+    """Skip, saying so, where one of the programs is not installed."""
+    missing = [name for name in names if shutil.which(name) is None]
+    return pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}")
+
+
+UPF_2 = """<UPF version="2.0.1">
+<PP_INFO> functional="none of these" </PP_INFO>
+<PP_HEADER generated='by "hand"' author=''
+ element="{element}" pseudo_type="PAW" has_so="{so}" functional="{functional}"/>
+</UPF>
+"""
+UPF_1 = """<PP_INFO>
+ Element is not told here
+</PP_INFO>
+<PP_HEADER>
+   0                   Version Number
+  {element}                   Element
+   US                  Ultrasoft pseudopotential
+    T                  Nonlinear Core Correction
+ {functional}    PBE  Exchange-Correlation functional
+   11.00000000000      Z valence
+</PP_HEADER>
+"""
+
+
+def write_upf(path, element, functional="SLA  PW   PBX  PBC", *, version=2, so=False):
+    text = (UPF_1 if version == 1 else UPF_2).format(element=element, functional=functional, so="FT"[so])
+    path.write_text(text)
+    return path

@@ -170,6 +170,16 @@ def make_labeler(name: str, options: Mapping[str, Any], *, base_dir: Path) -> La
     return labeler
 
 
+def require_elements(labeler: Labeler, elements: Iterable[str]) -> None:
+    """Refuse, before the first label, elements for which a labeler has no data (pseudopotentials).
+
+    Labelers that can tell have a method `check_elements`; it raises InputError.
+    """
+    check = getattr(labeler, "check_elements", None)
+    if check is not None:
+        check(list(elements))
+
+
 def fingerprint(labeler: Labeler) -> str:
     """32 hex digits that change when the level of theory does."""
     return content_hash(labeler.physics())

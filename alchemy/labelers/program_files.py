@@ -6,6 +6,7 @@ import hashlib
 import re
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -97,9 +98,15 @@ def _file_hash(path: Path, _changed: int, _size: int) -> str:
 def said_by(program: str, arguments: tuple[str, ...], _changed: int) -> str:
     """What a program prints when asked for its version; whatever else it thinks of that."""
     try:
-        done = subprocess.run(
-            [program, *arguments], stdin=subprocess.DEVNULL, capture_output=True, timeout=20, check=False
-        )
+        with tempfile.TemporaryDirectory() as folder:  # pw.x leaves files wherever it is asked
+            done = subprocess.run(
+                [program, *arguments],
+                cwd=folder,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=20,
+                check=False,
+            )
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return (done.stdout + done.stderr).decode("utf-8", "replace")

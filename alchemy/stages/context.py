@@ -15,7 +15,7 @@ from .. import tasks
 from ..config import Campaign
 from ..executors import Executor, Task
 from ..identity import content_hash, seed_for
-from ..labelers.base import Labeler, fingerprint, make_labeler
+from ..labelers.base import Labeler, fingerprint, make_labeler, require_elements
 from ..progress import Progress
 from ..state import Home
 from ..store import Store
@@ -41,6 +41,7 @@ class Context:
             self.labelers[name] = make_labeler(
                 chosen.labeler, chosen.options, base_dir=self.campaign.base_dir
             )
+            require_elements(self.labelers[name], self.campaign.elements)
             self.fingerprints[name] = fingerprint(self.labelers[name])
 
     @property
