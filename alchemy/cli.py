@@ -18,6 +18,7 @@ from alchemy import (
     cli_plugins,
     cli_sample,
     cli_select,
+    cli_templates,
     cli_train,
     cli_ts,
     cli_why,
@@ -45,7 +46,8 @@ def cli() -> None:
 
 
 for _module in (
-    cli_campaign, cli_why, cli_data, cli_train, cli_sample, cli_ts, cli_select, cli_label, cli_plugins
+    cli_campaign, cli_why, cli_data, cli_train, cli_sample, cli_ts, cli_select, cli_label, cli_plugins,
+    cli_templates,
 ):  # fmt: skip
     for _command in _module.COMMANDS:
         cli.add_command(_command)
