@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +85,22 @@ def cases() -> dict[str, tuple[ProgramLabeler, Atoms]]:
         "xtb-anion": (XtbLabeler(solvent="water"), hydroxyl()),
         "xtb-triplet": (XtbLabeler(method="GFN1-xTB"), oxygen()),
     }
+
+
+def played_by(folder: Path) -> Callable[..., str]:
+    """Puts texts into a folder, and gives the command of a program that will have written them.
+
+    Names of files: `__` is a slash, `_dot_` a dot; see fake_code.py for those that are special.
+    """
+
+    def put(**texts: str) -> str:
+        for name, text in texts.items():
+            path = folder / name.replace("__", "/").replace("_dot_", ".")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        return f"{sys.executable} -S {Path(__file__).parent / 'fake_code.py'} {folder}"
+
+    return put
 
 
 def rendered(labeler: ProgramLabeler, atoms: Atoms) -> dict[str, str]:

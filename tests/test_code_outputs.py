@@ -3,38 +3,25 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import ase.test
 import numpy as np
 import pytest
 from ase import Atoms, units
-from code_cases import aims, vasp
+from code_cases import aims, played_by, vasp
 from label_helpers import label
 
 from alchemy.errors import InputError
 from alchemy.labelers.orca import OrcaLabeler
 
 PUBLISHED = Path(ase.test.__file__).parent / "testdata"  # installed with ASE
-FAKE = Path(__file__).parent / "fake_code.py"
 TIMING = " General timing and accounting informations for this job:\n"
 
 
 @pytest.fixture
 def played(tmp_path):
-    """A folder whose files are what the program will have written, and the command that does it."""
-    folder = tmp_path / "played"
-    folder.mkdir()
-
-    def put(**texts):
-        for name, text in texts.items():
-            path = folder / name.replace("__", "/").replace("_xml", ".xml").replace("_engrad", ".engrad")
-            path.parent.mkdir(exist_ok=True)
-            path.write_text(text)
-        return f"{sys.executable} -S {FAKE} {folder}"
-
-    return put
+    return played_by(tmp_path / "played")
 
 
 @pytest.fixture
@@ -80,7 +67,7 @@ def vasp_dir(tmp_path):
 
 def test_vasp_labels_with_the_free_energy_without_the_work_of_the_pressure(played, root, vasp_dir):
     """vasprun.xml's own last energy, −20.23985977, has p·V in it; e_0_energy is not the forces'."""
-    command = played(vasprun_xml=RUN, OUTCAR=" vasp.6.3.0 20Jan22\n" + REACHED + TIMING)
+    command = played(vasprun_dot_xml=RUN, OUTCAR=" vasp.6.3.0 20Jan22\n" + REACHED + TIMING)
     record = label(diamond(), vasp(command=command, **vasp_dir), root)
     assert (record.status, record.reason, record.message) == ("ok", "", "")
     assert record.energy_eV == pytest.approx(-20.24695937, abs=1e-8)  # the file's digits
@@ -91,7 +78,7 @@ def test_vasp_labels_with_the_free_energy_without_the_work_of_the_pressure(playe
 
 
 def test_vasp_forces_return_in_the_order_of_the_structure(played, root, vasp_dir):
-    command = played(vasprun_xml=carbide(RUN), OUTCAR=REACHED + TIMING)
+    command = played(vasprun_dot_xml=carbide(RUN), OUTCAR=REACHED + TIMING)
     grouped = diamond("C", "Si")
     record = label(grouped, vasp(command=command, **vasp_dir), root)
     assert record.forces_eV_per_A.tolist() == [[0.25, -0.5, 1.0], [-0.25, 0.5, -1.0]]
@@ -130,15 +117,16 @@ def spoilt(name):
 )  # fmt: skip
 def test_a_spoilt_vasp_run_is_refused_by_its_name(name, played, root, vasp_dir):
     run, outcar, atoms, reason = spoilt(name)
-    command = played(vasprun_xml=run, OUTCAR=outcar)
+    command = played(vasprun_dot_xml=run, OUTCAR=outcar)
     record = label(atoms, vasp(command=command, retries=0, **vasp_dir), root)
     assert (record.status, record.reason) == ("failed", reason), record.message
 
 
 def test_vasp_climbs_from_an_unconverged_run_to_a_converged_one(played, root, vasp_dir):
     command = played(
-        vasprun_xml=RUN, OUTCAR=NOT_REACHED + TIMING, next__vasprun_xml=RUN, next__OUTCAR=REACHED + TIMING
-    )
+        vasprun_dot_xml=RUN, OUTCAR=NOT_REACHED + TIMING,
+        next__vasprun_dot_xml=RUN, next__OUTCAR=REACHED + TIMING,
+    )  # fmt: skip
     assert label(diamond(), vasp(command=command, **vasp_dir), root).status == "ok"
     (directory,) = root.iterdir()
     assert json.loads((directory / "output.json").read_text())["rung"] == "more steps"
@@ -258,7 +246,7 @@ def orca_water():
 
 
 def test_orca_labels_with_the_gradient_of_its_file(played, root):
-    record = label(orca_water(), OrcaLabeler(command=played(stdout=ORCA, label_engrad=ENGRAD)), root)
+    record = label(orca_water(), OrcaLabeler(command=played(stdout=ORCA, label_dot_engrad=ENGRAD)), root)
     assert (record.status, record.message, record.code) == ("ok", "", "orca 5.0.4")
     assert record.energy_eV == pytest.approx(-76.42243620123 * units.Hartree, abs=1e-9)
     expected = 0.047131484960 * units.Hartree / units.Bohr
@@ -278,7 +266,7 @@ def test_orca_labels_with_the_gradient_of_its_file(played, root):
     ],
 )  # fmt: skip
 def test_a_spoilt_orca_run_is_refused_by_its_name(old, new, reason, played, root):
-    command = played(stdout=ORCA.replace(old, new), label_engrad=ENGRAD)
+    command = played(stdout=ORCA.replace(old, new), label_dot_engrad=ENGRAD)
     record = label(orca_water(), OrcaLabeler(command=command, retries=0), root)
     assert (record.status, record.reason) == ("failed", reason), record.message
 

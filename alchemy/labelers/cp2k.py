@@ -32,6 +32,11 @@ from alchemy.labelers.programs import NOT_CONVERGED, ProgramLabeler, Rungs, chec
 
 DATA = ("/usr/share/cp2k", "/usr/local/share/cp2k/data", "/opt/cp2k/data")
 END = "PROGRAM ENDED AT"
+COORDINATES = (  # header, row, footer of the first table of coordinates
+    r"Atom\s+Kind\s+Element\s+X\s+Y\s+Z\s+Z\(eff\)\s+Mass\s*",
+    r"\s*\d+\s+\d+\s+([A-Z][a-z]?)\s+\d+\s+(-?\d+\.\d+)\s+(-?\d+\.\d+)\s+(-?\d+\.\d+)\s+\S+\s+\S+\s*?",
+    r"^\s*$",
+)
 UNCONVERGED = "SCF run NOT converged"
 FAILURES = {  # what stands in the box of its last words
     "was not found in the basis set files": "no-basis",
@@ -165,19 +170,14 @@ class Cp2kLabeler(ProgramLabeler):
     def parse(self, atoms: Atoms, directory: Path) -> LabelResult:
         """Numbers through pymatgen's reader."""
         from pymatgen.core.units import Ha_to_eV
-        from pymatgen.io.cp2k.outputs import Cp2kOutput
 
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            output = Cp2kOutput(str(directory / self.output_name), auto_load=False)
-            output.convergence()
-            output.parse_energies()
-            output.parse_forces()
-            output.parse_stresses()
-            sites = output.parse_initial_structure()
+        output = _read_output(directory / self.output_name)
+        sites = output.read_table_pattern(*COORDINATES, postprocess=str, last_one_only=False)
+        if not (sites and output.data["forces"]):
+            raise LabelFailureError("truncated-output", "cp2k: coordinates or forces are not in the output")
         expected = self._placed(atoms)
-        found = Atoms([str(site.specie.symbol) for site in sites], [site.coords for site in sites])
-        found.set_cell(sites.lattice.matrix if atoms.pbc.any() else expected.cell)
+        found = Atoms([row[0] for row in sites[0]], [[float(x) for x in row[1:]] for row in sites[0]])
+        found.set_cell(output.lattice)
         check_geometry(expected, found)
         stress = None
         if atoms.pbc.all() and output.data.get("stress_tensor"):
@@ -198,6 +198,25 @@ class Cp2kLabeler(ProgramLabeler):
     def _data_file(self, name: str) -> Path:
         places = [self.data_dir] if self.data_dir else [os.environ.get("CP2K_DATA_DIR"), *DATA]
         return data_file(name, places, labeler=self.name, option="data_dir")
+
+
+def _read_output(path: Path) -> Any:
+    from pymatgen.io.cp2k.outputs import Cp2kOutput
+
+    class Output(Cp2kOutput):  # type: ignore[misc]
+        """Without its reading of the input, which stumbles over what an edited template may have."""
+
+        def parse_input(self) -> None:
+            pass
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        output = Output(str(path), auto_load=False)
+        output.parse_energies()
+        output.parse_forces()
+        output.parse_stresses()
+        output.lattice = output.parse_cell_params()
+    return output
 
 
 def _sites(atoms: Atoms) -> list[tuple[str, list[float]]]:

@@ -20,7 +20,7 @@ from alchemy.labelers.program_files import last_lines
 from alchemy.labelers.program_text import line_with
 from alchemy.labelers.programs import NOT_CONVERGED, ProgramLabeler, Rungs, check_geometry
 
-WRONG_INPUT = ("There is an error in the input file", "failed opening basis file")
+WRONG_INPUT = ("failed opening basis file", "There is an error in the input file")
 END = "Total times  cpu:"
 FAILURES = {  # what NWChem says -> our reason; the first that is found
     "Calculation failed to converge": NOT_CONVERGED,
@@ -89,8 +89,10 @@ class NwchemLabeler(ProgramLabeler):
         for words, reason in FAILURES.items():
             if words in text:
                 raise LabelFailureError(reason, f"nwchem: {line_with(text, words)}")
-        if any(words in text for words in WRONG_INPUT):
-            raise InputError(f"nwchem refuses its input, {directory / self.input_name}: {_blamed(text)}")
+        wrong = [line_with(text, words) for words in WRONG_INPUT if words in text]
+        if wrong:
+            said = f"{_blamed(text)}; {wrong[0]}"
+            raise InputError(f"nwchem refuses its input, {directory / self.input_name}: {said}")
         if END not in text:
             said = last_lines(directory / self.output_name)
             raise LabelFailureError("truncated-output", f"nwchem: no '{END}' at the end: {said}")
@@ -98,10 +100,10 @@ class NwchemLabeler(ProgramLabeler):
     def parse(self, atoms: Atoms, directory: Path) -> LabelResult:
         """Numbers through ASE's reader."""
         found = read(directory / self.output_name, format="nwchem-out")
-        check_geometry(atoms, found)
         numbers = found.calc.results
-        if "energy" not in numbers or "forces" not in numbers:
+        if numbers.get("energy") is None or numbers.get("forces") is None:
             raise LabelFailureError("truncated-output", "nwchem: energy or gradient are not in the output")
+        check_geometry(atoms, found)
         neutral = not atoms.info.get("charge", 0)  # otherwise the dipole depends on the origin
         return LabelResult(
             energy_eV=float(numbers["energy"]),
@@ -134,4 +136,4 @@ def library_lines(choice: str | dict[str, str] | None, atoms: Atoms, *, option: 
 def _blamed(text: str) -> str:
     """The line of the input that NWChem stopped at."""
     lines = text.partition("current input line :")[2].splitlines()
-    return next((line.strip() for line in lines if line.strip()), WRONG_INPUT[0])
+    return next((" ".join(line.split()) for line in lines if line.strip()), "")

@@ -66,8 +66,10 @@ class XtbLabeler(ProgramLabeler):
         if self.method not in METHODS:
             listed = hint(self.method, METHODS, label="methods")
             raise InputError(f"labeler 'xtb' has no method '{self.method}'; {listed}")
-        for word in self._command_words():
-            if word.startswith("-") and word not in PATH_WORDS and not word.lstrip("-").isdigit():
+        words = self._command_words()
+        start = next((i for i, word in enumerate(words) if Path(word).name == self.name), len(words))
+        for word in words[start + 1 :]:
+            if word.startswith("-") and word not in PATH_WORDS:
                 raise InputError(
                     f"labeler 'xtb', command: '{word}' may change the level of theory, which the "
                     f"fingerprint would not see; use the options or the template ({', '.join(PATH_WORDS)} "
