@@ -19,12 +19,13 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 DEMO := runs/urea
 
-.PHONY: help setup demo demo-target-only test lint docs clean FORCE
+.PHONY: help setup demo demo-target-only test test-slurm lint docs clean FORCE
 
 help:
 	@echo "make demo              set up and run the urea campaign ($(DEMO)/campaign.yaml)"
 	@echo "make demo-target-only  the same campaign without its cheap level, and a report of both"
 	@echo "make test              set up and run the tests"
+	@echo "make test-slurm        the tests that start a real Slurm on this machine"
 	@echo "make lint              ruff and mypy"
 	@echo "make docs              write docs/commands.md anew"
 	@echo "make clean             remove $(VENV) and caches; campaigns stay"
@@ -82,6 +83,9 @@ demo-target-only: $(STAMP)
 
 test: $(STAMP)
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-slurm: $(STAMP)
+	@$(BIN)/python -m pytest -m slurm $(PYTEST_ARGS)
 
 lint: $(STAMP)
 	@$(BIN)/ruff check .

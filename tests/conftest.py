@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from slurm_fixture import slurm, slurm_cluster  # noqa: F401  (fixtures)
 
 if TYPE_CHECKING:
     from ase import Atoms
