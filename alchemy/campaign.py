@@ -21,6 +21,7 @@ from .config import Campaign, campaign_hash
 from .errors import InputError
 from .executors import Interrupt, make_executor, signals_caught, signals_ignored
 from .identity import imported_fingerprint
+from .label_runners import JobLabels
 from .lease import Lease
 from .progress import Progress
 from .records import read_json, write_json_atomic
@@ -92,6 +93,14 @@ def run_campaign(
         try:
             context = Context(
                 campaign, place, Store(place.store), executor, progress, fidelities, inline
+            )
+            context.label_runner = JobLabels(
+                executor,
+                run.labels,
+                folder=place.pyiron,
+                base_dir=campaign.base_dir,
+                say=progress.message,
+                interrupt=interrupt,
             )
             _refuse_other_physics(context)
             return _loop(context, until)

@@ -57,7 +57,8 @@ def label(
     after an interrupt, or with more structures. The campaign's run block says where it works.
 
     With --pyiron the labels are computed here, one after another, and the project keeps them; a
-    pyiron session sees it with PYIRONCONFIG set to PROJECT_DIR/pyiron.conf.
+    pyiron session sees it with PYIRONCONFIG set to PROJECT_DIR/pyiron.conf. Where run.labels makes
+    batch jobs of them, the project (default: the folder pyiron in --store) has those jobs.
 
     \b
     Example:
@@ -73,12 +74,19 @@ def label(
         raise InputError(f"{out}: there is no folder {out.parent}")
     if out.exists() and structures.exists() and out.samefile(structures):
         raise InputError(f"--out {out} is the file of the structures; give another name")
-    if store and pyiron:
+    batch = campaign.run.labels.of(fidelity).batch
+    if store and pyiron and not batch:
         raise InputError("--pyiron keeps the records in its project; leave --store out")
-    root = (pyiron or store or out.with_suffix(".labels")).resolve()
+    kept = store or out.with_suffix(".labels")
+    root = (kept if batch else pyiron or kept).resolve()
     requests, which = _requests(campaign, fidelity, structures, root)
-    run = _run if pyiron is None else _run_as_jobs
-    unique = run(requests, campaign.run, root, quiet=as_json)
+    if pyiron and not batch:
+        unique = _run_as_jobs(requests, pyiron, quiet=as_json)
+    else:
+        project = (pyiron or root / "pyiron").resolve()
+        unique = _run(
+            requests, campaign.run, root, project=project, base_dir=campaign.base_dir, quiet=as_json
+        )
     records = [unique[n] for n in which]
     good = [record for record in records if record.status == "ok"]
     if good:
@@ -148,45 +156,70 @@ def _requests(
 
 
 def _run(
-    requests: list[dict[str, Any]], where: Run, root: Path, *, quiet: bool
+    requests: list[dict[str, Any]], where: Run, root: Path, *, project: Path, base_dir: Path, quiet: bool
 ) -> list[LabelRecord]:
-    """The tasks, where the run block says; Ctrl-C ends them cleanly."""
+    """The labels, where the run block says; Ctrl-C ends it cleanly."""
     from alchemy import tasks
     from alchemy.executors import Interrupt, make_executor, signals_caught, signals_ignored
+    from alchemy.label_runners import JobLabels, LostLabelError
     from alchemy.progress import Progress
 
     root.mkdir(parents=True, exist_ok=True)
     found: dict[int, LabelRecord] = {}
-    interrupt = Interrupt()
+    interrupt, progress = Interrupt(), Progress(sys.stderr)
+    here = len(requests) < 2 or where.labels.of(requests[0]["fidelity"]).batch
     with signals_caught(interrupt):
         with signals_ignored():
             executor = make_executor(
-                where.where if len(requests) > 1 else "inline",
+                "inline" if here else where.where,
                 workers=where.workers,
                 threads_per_worker=where.threads_per_worker,
                 gpus=0,
                 interrupt=interrupt,
             )
-        with Progress(sys.stderr).stage("label", 0 if quiet else len(requests)) as bar:
+        runner = JobLabels(
+            executor,
+            where.labels,
+            folder=project,
+            base_dir=base_dir,
+            say=progress.message,
+            interrupt=interrupt,
+        )
+        with progress.stage("label", 0 if quiet else len(requests)) as bar:
 
             def done(index: int, result: dict[str, Any] | BaseException) -> None:
-                if isinstance(result, AlchemyError):
+                if isinstance(result, LostLabelError):
+                    found[index] = _lost(requests[index], result.reason, result.message)
+                elif isinstance(result, AlchemyError):
                     raise result
-                if isinstance(result, BaseException):
+                elif isinstance(result, BaseException):
                     raise EnvironmentProblemError(f"a label failed outside its code: {result!r}")
-                found[index] = tasks.read_label(root, result["key"])
+                else:
+                    found[index] = tasks.read_label(root, result["key"])
                 bar.note(found[index].reason or "ok")
                 bar.advance()
 
             try:
-                executor.run(tasks.label, requests, resource="LABEL", on_done=done)
+                runner.run(requests, on_done=done)
             finally:
                 executor.close()
     return [found[n] for n in range(len(requests))]
 
 
+def _lost(request: dict[str, Any], reason: str, message: str) -> LabelRecord:
+    """Stands for a label that no job has brought to an end; it is not written, so it can be tried again."""
+    from alchemy.records import LabelRecord, atoms_from_document
+
+    return LabelRecord(
+        key="", structure_uid="", fidelity=request["fidelity"], fingerprint="", replica=0, attempt=1,
+        status="failed", reason=reason, message=message, energy_eV=None, energy_kind=None,
+        forces_eV_per_A=None, stress_eV_per_A3=None, dipole_eA=None, wall_s=0.0, cpu_s=0.0, code="",
+        host="", created_utc="", atoms=atoms_from_document(request["structure"]), physics={},
+    )  # fmt: skip
+
+
 def _run_as_jobs(
-    requests: list[dict[str, Any]], _where: Run, project: Path, *, quiet: bool
+    requests: list[dict[str, Any]], project: Path, *, quiet: bool
 ) -> list[LabelRecord]:
     """The same as jobs of a pyiron project."""
     from alchemy.executors import Interrupt, signals_caught

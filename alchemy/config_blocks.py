@@ -26,6 +26,7 @@ from alchemy.config_fields import (
     plugin_name,
     wrong,
 )
+from alchemy.config_labels import Labels
 from alchemy.quantities import Force, Length
 from tace.wording import hint
 
@@ -217,6 +218,7 @@ class Run(Block):
     )
     threads_per_worker: Count = Field(default=1, description="Cores that one task may use")
     gpus: AutoOrWhole = Field(default="auto", description="GPUs to use; auto: all that are visible")
+    labels: Labels = Field(default_factory=Labels, description="Labels as batch jobs of a scheduler")
 
 
 class Keep(Block):

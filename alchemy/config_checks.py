@@ -30,6 +30,7 @@ def problems_of(campaign: Campaign) -> Iterator[Problem]:
     yield from _samples(campaign)
     yield from _explorers(campaign)
     yield from _limits(campaign)
+    yield from _label_jobs(campaign)
     yield from without_effect(campaign.select)
 
 
@@ -90,6 +91,18 @@ def _reference_energies(campaign: Campaign) -> Iterator[Problem]:
                     ("e0", name, symbol),
                     f"found an energy of {symbol}; elements: {', '.join(campaign.elements)}",
                 )
+
+
+def _label_jobs(campaign: Campaign) -> Iterator[Problem]:
+    block = campaign.run.labels
+    for name in block.fidelities:
+        yield from _unknown(campaign, name, ("run", "labels", "fidelities", name))
+    here: Loc = ("run", "labels")
+    for loc, jobs in ((here, block), *(((*here, "fidelities", n), j) for n, j in block.fidelities.items())):
+        for key in ("setup", "template"):
+            path = getattr(jobs, key)
+            if jobs.batch and path is not None:
+                yield from _no_file(campaign, path, (*loc, key))
 
 
 def _samples(campaign: Campaign) -> Iterator[Problem]:

@@ -31,6 +31,9 @@ class Interrupt:
     def set(self) -> None:
         self._event.set()
 
+    def is_set(self) -> bool:
+        return self._event.is_set()
+
     def raise_if_set(self) -> None:
         if self._event.is_set():
             raise InterruptedRunError(

@@ -1,10 +1,8 @@
 """Labels as jobs of a pyiron project: what a pyiron user sees in job_table() and loads by name.
 
-The only importer of pyiron_base. For today: local execution, one job after another, each a command
-of its own; no scheduler (pysqa) and no use by `alchemy run` yet. The project is a folder that holds
-everything, its SQLite file, resources and log included; moving it breaks pyiron's absolute paths.
+Local execution, one job after another, each a command of its own: `alchemy label --pyiron`. Batch jobs
+are in pyiron_batch.py, the project itself in pyiron_project.py.
 
-    <folder>/pyiron.conf                            settings: export PYIRONCONFIG=<folder>/pyiron.conf
     <folder>/label_<key>.h5                         the job as pyiron keeps it, the numbers included
     <folder>/label_<key>_hdf5/label_<key>/<key>/    the label's directory as everywhere, record.json in it
 
@@ -15,10 +13,7 @@ program breaks; the next call removes it and makes it again.
 from __future__ import annotations
 
 import contextlib
-import importlib
-import io
 import json
-import logging
 import os
 import shlex
 import signal
@@ -32,9 +27,18 @@ from alchemy import errors, tasks
 from alchemy.errors import (
     AlchemyError,
     EnvironmentProblemError,
-    InputError,
     InterruptedRunError,
     StoreDamagedError,
+)
+from alchemy.pyiron_project import (
+    CONFIG,
+    LEASE,
+    broken_pyiron,
+    checked_folder,
+    open_project,
+    quiet,
+    settings_of,
+    status_of_jobs,
 )
 from alchemy.records import (
     FILE_NAME,
@@ -45,13 +49,22 @@ from alchemy.records import (
     write_text_atomic,
 )
 
-CONFIG, DATABASE, RESOURCES, LEASE = "pyiron.conf", "pyiron.db", "resources", "lease.json"
+__all__ = [
+    "CONFIG",
+    "LEASE",
+    "collect_output",
+    "job_name",
+    "label_as_jobs",
+    "label_key_of",
+    "main",
+    "open_project",
+    "working_directory",
+    "write_input",
+]
+
 REQUEST, PROBLEM, SHELL_ERROR = "request.json", "problem.json", "error.msg"
-# pyiron splits lists of paths at , and :, its config parser ends a value at ;, SQLAlchemy at ?
-FORBIDDEN = ",:;?"
 FORMULA_LENGTH = 50  # the width of pyiron's column
 MESSAGE_LINES = 6
-ABORTED = "Job aborted"  # the text of pyiron's RuntimeError
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGABRT)  # those that job.run() takes
 
 Request = dict[str, Any]
@@ -74,14 +87,14 @@ def label_as_jobs(
 
     if threading.current_thread() is not threading.main_thread():
         raise EnvironmentProblemError("pyiron jobs run in the main thread only (they take signals)")
-    folder = _checked(project)
+    folder = checked_folder(project)
     keys = [label_key_of(request) for request in requests]
     wanted = dict(zip(keys, requests, strict=True))  # the same label twice is one job
     records: dict[str, LabelRecord] = {}
     aborted: dict[str, str] = {}
-    with Lease(folder / LEASE), _settings_of(folder):
+    with Lease(folder / LEASE), settings_of(folder):
         opened = open_project(folder)
-        status = _status(opened, folder)
+        status = status_of_jobs(opened, folder)
         for key, request in wanted.items():
             if status.get(job_name(key)) != "finished":
                 problem = _run(opened, folder, key, request)
@@ -120,36 +133,6 @@ def label_key_of(request: Request) -> str:
     return label_key(uid, request["fidelity"], fingerprint(labeler))
 
 
-def open_project(project: Path) -> Any:
-    """The pyiron Project in this folder, made if it is not there.
-
-    pyiron's settings belong to the process: from here on it works with this project's database.
-    """
-    folder = _checked(project)
-    (folder / RESOURCES).mkdir(parents=True, exist_ok=True)
-    config = folder / CONFIG
-    text = (
-        f"[DEFAULT]\nFILE = {folder / DATABASE}\nPROJECT_PATHS = {folder.parent}\n"
-        f"RESOURCE_PATHS = {folder / RESOURCES}\n"
-    )
-    if not config.is_file() or config.read_text("utf-8") != text:
-        write_text_atomic(config, text)
-    with _pyiron_environment(folder):
-        fresh = "pyiron_base" not in sys.modules
-        try:
-            with contextlib.chdir(folder):  # the logger opens pyiron.log where the process stands
-                importlib.import_module("pyiron_snippets.logger")
-            from pyiron_base import Project, state
-        except ImportError as error:
-            raise EnvironmentProblemError(
-                f"the Python package 'pyiron_base' cannot be imported ({error}); "
-                "try: pip install 'pyiron_base>=0.15'"
-            ) from error
-        if not fresh and state.settings.configuration["sql_file"] != str(folder / DATABASE):
-            state.update()
-    return Project(str(folder))
-
-
 def main(arguments: Sequence[str]) -> int:
     """What a job executes: one label in the current directory; pyiron is not needed here."""
     request = read_json(Path(arguments[0]))
@@ -176,72 +159,6 @@ def collect_output(working_directory: str = ".") -> dict[str, Any]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _checked(project: Path) -> Path:
-    folder = project.expanduser().resolve()
-    bad = [sign for sign in FORBIDDEN if sign in str(folder)]
-    if bad:
-        raise InputError(f"{folder}: pyiron cannot work in a path with '{bad[0]}'; choose another")
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file; a pyiron project is a folder")
-    return folder
-
-
-@contextlib.contextmanager
-def _pyiron_environment(folder: Path) -> Iterator[None]:
-    """The variables that pyiron reads when it is imported or updated, and none of the user's."""
-    before = {name: value for name, value in os.environ.items() if name.startswith("PYIRON")}
-    for name in before:
-        del os.environ[name]
-    ours = {
-        "PYIRONSQLFILE": str(folder / DATABASE),
-        # the parent: where a project is its own top, pyiron stores './', asks for '' and finds nothing
-        "PYIRONPROJECTPATHS": str(folder.parent),
-        "PYIRONRESOURCEPATHS": str(folder / RESOURCES),
-    }
-    os.environ.update(ours)
-    try:
-        yield
-    finally:
-        for name in ours:
-            os.environ.pop(name, None)
-        os.environ.update(before)
-
-
-@contextlib.contextmanager
-def _settings_of(folder: Path) -> Iterator[None]:
-    """A pyiron that this process has used before gets its own settings back."""
-    used = sys.modules.get("pyiron_base")
-    before = dict(used.state.settings.configuration) if used else None
-    try:
-        yield
-    finally:
-        if used and before and before["sql_file"] != str(folder / DATABASE):
-            used.state.update(before)
-
-
-@contextlib.contextmanager
-def _broken_pyiron(folder: Path) -> Iterator[None]:
-    """What pyiron, HDF5 or SQLite raise is about the project, not a bug of ours."""
-    try:
-        yield
-    except (AlchemyError, OSError):
-        raise
-    except Exception as error:
-        if str(error) == ABORTED:
-            raise
-        raise EnvironmentProblemError(
-            f"pyiron_base could not work with the project {folder}: {type(error).__name__}: {error}; "
-            f"its log is {folder / 'pyiron.log'}"
-        ) from error
-
-
-def _status(opened: Any, folder: Path) -> dict[str, str]:
-    """One query for all jobs."""
-    with _broken_pyiron(folder):
-        table = opened.job_table(recursive=False)
-    return dict(zip(table["job"], table["status"], strict=True)) if len(table) else {}
-
-
 def _run(opened: Any, folder: Path, key: str, request: Request) -> str:
     """Make and run one job; '' or why it was aborted."""
     formula = atoms_from_document(request["structure"]).get_chemical_formula()
@@ -253,7 +170,7 @@ def _run(opened: Any, folder: Path, key: str, request: Request) -> str:
         "request": json.dumps(document, allow_nan=False),  # text: the same bits arrive
     }
     try:
-        with _broken_pyiron(folder), _signals_kept(), _quiet():
+        with broken_pyiron(folder), _signals_kept(), quiet():
             job = _made(opened, job_name(key), inputs)
             job.run()
             if len(formula) <= FORMULA_LENGTH:
@@ -314,25 +231,6 @@ def _signals_kept() -> Iterator[None]:
         for number, handler in before.items():
             if handler is not None:  # None: set by C code, out of Python's reach
                 signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """pyiron prints each job's number to stdout and failures to stderr; we report them ourselves."""
-    console = [
-        handler
-        for handler in logging.getLogger("pyiron_log").handlers
-        if not isinstance(handler, logging.FileHandler)
-    ]
-    levels = [handler.level for handler in console]
-    for handler in console:
-        handler.setLevel(logging.CRITICAL)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        for handler, level in zip(console, levels, strict=True):
-            handler.setLevel(level)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,11 @@ class Home:
         return self.path / "labels"
 
     @property
+    def pyiron(self) -> Path:
+        """The pyiron project of labels that are batch jobs."""
+        return self.path / "pyiron"
+
+    @property
     def lease(self) -> Path:
         return self.path / "lease.json"
 

@@ -12,6 +12,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from alchemy.batch_ledger import counts as counts_of_jobs
 from alchemy.report_facts import (
     CampaignFacts,
     Tree,
@@ -29,6 +30,7 @@ from alchemy.report_facts import (
     total,
 )
 from alchemy.report_search import ladder_rows, reaction_rows
+from alchemy.state import Home
 
 
 def status(campaign_dir: Path) -> dict[str, Any]:
@@ -56,6 +58,7 @@ def status(campaign_dir: Path) -> dict[str, Any]:
             total({str(r["round"]): number(r, "explore", "cpu_s") for r in facts.rounds})
         ),
         "failed": failures(facts),
+        "batch_jobs": counts_of_jobs(Home(facts.directory).pyiron),
         "baselines_meV_per_A": {k: 1000 * v for k, v in baselines(facts).items()},
         "rounds": rows,
         "reactions": reaction_rows(facts),
@@ -99,7 +102,8 @@ def render_status(summary: dict[str, Any]) -> RenderableType:
             _text(row["picked"], "d"),
             _text(row["label_cpu_s"], ".1f"),
         )
-    return Group(table, *_searches(summary), _stop_line(summary))
+    jobs = _jobs_line(summary.get("batch_jobs"))
+    return Group(table, *_searches(summary), _stop_line(summary), *([jobs] if jobs else []))
 
 
 def _searches(summary: dict[str, Any]) -> list[Text]:
@@ -117,6 +121,18 @@ def _searches(summary: dict[str, Any]) -> list[Text]:
             told = f"all walkers lived through {best['time_ps']:g} ps at {best['T_K']:g} K"
         lines.append(Text(f"ladder: {told}"))
     return lines
+
+
+def _jobs_line(jobs: dict[str, Any] | None) -> Text | None:
+    """Batch jobs as the controller last saw them."""
+    if jobs is None:
+        return None
+    text = f"batch jobs: {jobs['queued']} queued, {jobs['running']} running, {jobs['unknown']} unknown"
+    if jobs["unreachable_unix_s"]:
+        minutes = (jobs["written_unix_s"] - jobs["unreachable_unix_s"]) / 60
+        text += f"; the scheduler has not answered for {minutes:.0f} min"
+    ended = ", ".join(f"{n} {word}" for word, n in sorted(jobs["ended"].items()))
+    return Text(f"{text}; ended: {ended}" if ended else text)
 
 
 def _row(facts: CampaignFacts, tree: Tree) -> dict[str, Any]:

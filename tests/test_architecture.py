@@ -33,8 +33,8 @@ DIRECTION = ("alchemy", "alchemy_policies", "tace")
 DOORS = {
     "dask": ("alchemy/executors.py",),
     "distributed": ("alchemy/executors.py",),
-    "pyiron_base": ("alchemy/pyiron_jobs.py",),
-    "pysqa": ("alchemy/pyiron_jobs.py",),
+    "pyiron_base": ("alchemy/pyiron_*.py",),
+    "pysqa": ("alchemy/pyiron_*.py",),
     # a labeler may read its own input
     "ruamel": ("alchemy/labelers/*.py", "tace/documents.py"),
     "yaml": (),

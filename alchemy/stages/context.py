@@ -15,6 +15,7 @@ from .. import tasks
 from ..config import Campaign
 from ..executors import Executor, Task
 from ..identity import content_hash, seed_for
+from ..label_runners import LabelRunner, WorkerLabels
 from ..labelers.base import Labeler, fingerprint, make_labeler, require_elements
 from ..progress import Progress
 from ..state import Home
@@ -34,8 +35,10 @@ class Context:
     inline: bool
     labelers: dict[str, Labeler] = field(default_factory=dict)
     fingerprints: dict[str, str] = field(default_factory=dict)
+    label_runner: LabelRunner = None  # type: ignore[assignment]  # None: the executor
 
     def __post_init__(self) -> None:
+        self.label_runner = self.label_runner or WorkerLabels(self.executor)
         for name in self.fidelities:
             chosen = self.campaign.fidelities[name]
             self.labelers[name] = make_labeler(

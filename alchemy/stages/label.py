@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 
 from .. import tasks
+from ..batch_ledger import LOST_REASONS
 from ..datasets import isolated_energies, rows_of
 from ..errors import EnvironmentProblemError
 from ..executors import WorkerKilledError
 from ..identity import label_key
+from ..label_runners import LostLabelError
 from ..records import FILE_NAME, LabelRecord, atoms_to_document
 from ..store import FailureRow, LabelRow
 from .context import Context
@@ -48,6 +50,7 @@ def label(
         chosen = context.campaign.fidelities[fidelity]
         documents.append(
             {
+                "key": key,
                 "structure": atoms_to_document(snapshot.structure(uid)),
                 "fidelity": fidelity,
                 "labeler": chosen.labeler,
@@ -66,6 +69,8 @@ def label(
         uid, fidelity = keys[pending[index]]
         if isinstance(result, WorkerKilledError):
             sink.lost(uid, fidelity, str(result))
+        elif isinstance(result, LostLabelError):
+            sink.lost(uid, fidelity, result.message, reason=result.reason)
         elif isinstance(result, BaseException):
             raise EnvironmentProblemError(
                 f"labelling {uid[:8]} with {fidelity} failed outside the calculation: {result}"
@@ -77,7 +82,7 @@ def label(
 
     with context.progress.stage(what, len(pending)) as bar:
         try:
-            context.executor.run(tasks.label, documents, resource="LABEL", on_done=done)
+            context.label_runner.run(documents, on_done=done)
         finally:
             sink.flush()
     _sweep(context, sink.stored)
@@ -115,11 +120,9 @@ class _Sink:
         if len(self.records) >= FLUSH_RECORDS or time.monotonic() - self.since > FLUSH_S:
             self.flush()
 
-    def lost(self, uid: str, fidelity: str, message: str) -> None:
-        """A label whose worker died each time: no record, only the failure."""
-        self.failures.append(
-            FailureRow(uid, "label", fidelity, "worker-killed", message, 1, time.time())
-        )
+    def lost(self, uid: str, fidelity: str, message: str, *, reason: str = "worker-killed") -> None:
+        """A label whose worker or batch job died each time: no record, only the failure."""
+        self.failures.append(FailureRow(uid, "label", fidelity, reason, message, 1, time.time()))
 
     def flush(self) -> None:
         """Commit, then empty the directories that `keep` does not ask for, but for their records."""
@@ -184,15 +187,15 @@ def symbols_of(table: dict[str, dict[int, float]]) -> dict[str, dict[str, float]
 def label_facts(context: Context, requests: Sequence[tuple[str, str]]) -> dict[str, Any]:
     """What became of the requests, per fidelity, as the store knows it: counts, reasons, cost."""
     snapshot = context.store.snapshot()
-    lost = Counter(
-        (f.structure_uid, f.fidelity) for f in snapshot.failures() if f.reason == "worker-killed"
-    )
+    lost = {
+        (f.structure_uid, f.fidelity): f.reason for f in snapshot.failures() if f.reason in LOST_REASONS
+    }
     facts: dict[str, Any] = {}
     for uid, fidelity in requests:
         own = facts.setdefault(fidelity, {"ok": 0, "failed": {}, "cpu_s": 0.0, "wall_s": 0.0})
         row = snapshot.label(label_key(uid, fidelity, context.fingerprints[fidelity]))
         if row is None:
-            reason = "worker-killed" if lost[uid, fidelity] else "missing"
+            reason = lost.get((uid, fidelity), "missing")
             own["failed"][reason] = own["failed"].get(reason, 0) + 1
             continue
         own["cpu_s"] += row.cpu_s

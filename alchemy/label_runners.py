@@ -1,0 +1,118 @@
+"""Who computes labels: workers, batch jobs, or both at once; to the stage that asks they look alike."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from . import tasks
+from .config_labels import Labels
+from .executors import Executor, Interrupt, OnDone
+
+if TYPE_CHECKING:
+    from .pyiron_batch import BatchLabels
+
+Request = dict[str, Any]
+
+
+class LostLabelError(Exception):
+    """A label without a record, after all tries: `reason` is a short code, the text tells the tries."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(reason, message)
+        self.reason, self.message = reason, message
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class LabelRunner(Protocol):
+    """Computes labels; each result is handed over as soon as it is there, in the caller's thread."""
+
+    def run(self, requests: Sequence[Request], *, on_done: OnDone) -> None:
+        """`on_done(index, result)`; a result is what `tasks.label` returns, or an exception."""
+
+
+class WorkerLabels:
+    """As tasks of the executor."""
+
+    def __init__(self, executor: Executor) -> None:
+        self._executor = executor
+
+    def run(self, requests: Sequence[Request], *, on_done: OnDone) -> None:
+        self._executor.run(tasks.label, requests, resource="LABEL", on_done=on_done)
+
+
+class JobLabels:
+    """As batch jobs where the campaign says so, as tasks of the executor elsewhere; both at once."""
+
+    def __init__(
+        self,
+        executor: Executor,
+        labels: Labels,
+        *,
+        folder: Path,
+        base_dir: Path,
+        say: Callable[[str], None],
+        interrupt: Interrupt,
+    ) -> None:
+        self._executor, self._labels = executor, labels
+        self._folder, self._base_dir, self._say, self._interrupt = folder, base_dir, say, interrupt
+
+    def run(self, requests: Sequence[Request], *, on_done: OnDone) -> None:
+        batch = [n for n, r in enumerate(requests) if self._labels.of(r["fidelity"]).batch]
+        rest = [n for n in range(len(requests)) if n not in set(batch)]
+        if not batch:
+            return self._executor.run(
+                tasks.label, requests, resource="LABEL", on_done=on_done
+            )
+        from .pyiron_batch import BatchLabels
+
+        jobs = BatchLabels(
+            self._folder,
+            jobs_of=self._labels.of,
+            base_dir=self._base_dir,
+            say=self._say,
+            interrupt=self._interrupt,
+        )
+        try:
+            jobs.begin([requests[n] for n in batch], lambda i, result: on_done(batch[i], result))
+            self._both(jobs, [requests[n] for n in rest], lambda i, result: on_done(rest[i], result))
+        finally:
+            jobs.close()
+        return None
+
+    def _both(self, jobs: BatchLabels, requests: list[Request], on_done: OnDone) -> None:
+        """Tasks in a thread, whose results are handed over here, between two looks at the jobs."""
+        found: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()
+        stopped = threading.Event()
+
+        def hand_over(index: int, result: Any) -> None:
+            if stopped.is_set():
+                raise RuntimeError("the labels are not wanted any more")
+            found.put((index, result))
+
+        def work() -> None:
+            try:
+                self._executor.run(tasks.label, requests, resource="LABEL", on_done=hand_over)
+            except Exception as error:
+                found.put((-1, error))
+
+        thread = threading.Thread(target=work, daemon=True)
+        if requests:
+            thread.start()
+        try:
+            while jobs.unfinished or thread.is_alive() or not found.empty():
+                while not found.empty():
+                    index, result = found.get()
+                    if index < 0:
+                        raise result
+                    on_done(index, result)
+                jobs.step()
+                if jobs.unfinished or thread.is_alive():
+                    jobs.wait()
+        finally:
+            stopped.set()
