@@ -55,6 +55,7 @@ def run_campaign(
     only: Sequence[str] = (),
     progress: Progress | None = None,
     source: Path | None = None,
+    interrupt: Interrupt | None = None,
 ) -> Outcome:
     """Run or continue a campaign in `home`.
 
@@ -62,6 +63,7 @@ def run_campaign(
         until: pause after this round.
         only: use these fidelities alone (the target must be among them).
         source: the campaign file, copied into `home`.
+        interrupt: ends the run from another thread.
 
     Raises:
         AlchemyError: bad input, a busy campaign, a broken environment, or an interrupt.
@@ -70,7 +72,7 @@ def run_campaign(
     place = Home(home)
     fidelities = _fidelities(campaign, only)
     make_selector(campaign.select)  # a wrong option is said now, not after the first training
-    interrupt = Interrupt()
+    interrupt = interrupt or Interrupt()
     with Lease(place.lease), signals_caught(interrupt):
         progress.attach_log(place.log)
         _register(campaign, place, fidelities, source)
@@ -84,11 +86,11 @@ def run_campaign(
             torch.set_num_threads(run.threads_per_worker)
         with signals_ignored():
             executor = make_executor(
-                run.where,
-                workers=run.workers,
-                threads_per_worker=run.threads_per_worker,
-                gpus=run.gpus,
+                run,
+                home=place.path,
+                base_dir=campaign.base_dir,
                 interrupt=interrupt,
+                waiting=progress.waiting,
             )
         try:
             context = Context(

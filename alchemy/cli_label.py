@@ -167,15 +167,15 @@ def _run(
     root.mkdir(parents=True, exist_ok=True)
     found: dict[int, LabelRecord] = {}
     interrupt, progress = Interrupt(), Progress(sys.stderr)
-    here = len(requests) < 2 or where.labels.of(requests[0]["fidelity"]).batch
+    in_jobs = bool(requests) and where.labels.of(requests[0]["fidelity"]).batch
     with signals_caught(interrupt):
         with signals_ignored():
             executor = make_executor(
-                "inline" if here else where.where,
-                workers=where.workers,
-                threads_per_worker=where.threads_per_worker,
-                gpus=0,
+                _for_labels(where, 0 if in_jobs else len(requests)),
+                home=root,
+                base_dir=base_dir,
                 interrupt=interrupt,
+                waiting=progress.waiting,
             )
         runner = JobLabels(
             executor,
@@ -216,6 +216,15 @@ def _lost(request: dict[str, Any], reason: str, message: str) -> LabelRecord:
         forces_eV_per_A=None, stress_eV_per_A3=None, dipole_eA=None, wall_s=0.0, cpu_s=0.0, code="",
         host="", created_utc="", atoms=atoms_from_document(request["structure"]), physics={},
     )  # fmt: skip
+
+
+def _for_labels(where: Run, requests: int) -> Run:
+    """The run block without what only models need; a single label needs no cluster."""
+    if requests <= 1:
+        return where.model_copy(update={"where": "inline"})
+    if where.cluster is not None and where.cluster.cpu is not None:
+        return where.model_copy(update={"cluster": where.cluster.model_copy(update={"gpu": None})})
+    return where.model_copy(update={"gpus": 0})
 
 
 def _run_as_jobs(

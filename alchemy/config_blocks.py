@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
+from alchemy.config_cluster import BATCH_SYSTEMS, Cluster, problems_of_run
 from alchemy.config_fields import (
     AutoOrCount,
     AutoOrWhole,
@@ -178,7 +179,7 @@ class StopMd(Block):
 
 
 def _check_where(value: object) -> object:
-    if not isinstance(value, str) or value in ("local", "inline"):
+    if not isinstance(value, str) or value in ("local", "inline", *BATCH_SYSTEMS):
         return value
     try:
         url = urlsplit(value)
@@ -186,7 +187,7 @@ def _check_where(value: object) -> object:
     except ValueError:
         raise wrong(f"found '{value}', not an address; write tls://host:8786") from None
     if url.scheme not in ("tcp", "tls"):
-        raise wrong(f"found '{value}'; {hint(value, ('local', 'inline', 'tls://host:8786'))}")
+        raise wrong(f"found '{value}'; {hint(value, ('local', 'inline', *BATCH_SYSTEMS, 'tls://host:8786'))}")
     if not host or port is None:
         raise wrong(f"found '{value}'; an address needs host and port: {url.scheme}://host:8786")
     if url.scheme == "tcp" and not _is_loopback(host):
@@ -211,7 +212,7 @@ class Run(Block):
 
     where: Annotated[str, BeforeValidator(_check_where)] = Field(
         default="local",
-        description="local, inline (this process) or the tls://host:port of a scheduler",
+        description="local, inline (this process), slurm, pbs, sge, lsf, or tls://host:port of a scheduler",
     )
     workers: AutoOrCount = Field(
         default="auto", description="Worker processes; auto: as many as the cores allow"
@@ -219,6 +220,13 @@ class Run(Block):
     threads_per_worker: Count = Field(default=1, description="Cores that one task may use")
     gpus: AutoOrWhole = Field(default="auto", description="GPUs to use; auto: all that are visible")
     labels: Labels = Field(default_factory=Labels, description="Labels as batch jobs of a scheduler")
+    cluster: Cluster | None = Field(default=None, description="Worker jobs, where a batch system runs them")
+
+    @model_validator(mode="after")
+    def _cluster_fits(self) -> Run:
+        for problem in problems_of_run(self.where, self.cluster, workers=self.workers, gpus=self.gpus):
+            raise wrong(problem)
+        return self
 
 
 class Keep(Block):

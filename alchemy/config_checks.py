@@ -32,6 +32,8 @@ def problems_of(campaign: Campaign) -> Iterator[Problem]:
     yield from _limits(campaign)
     yield from _label_jobs(campaign)
     yield from without_effect(campaign.select)
+    if campaign.run.cluster is not None and campaign.run.cluster.setup is not None:
+        yield from _no_file(campaign, Path(campaign.run.cluster.setup), ("run", "cluster", "setup"))
 
 
 def warnings_of(campaign: Campaign) -> list[str]:

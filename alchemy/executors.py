@@ -1,41 +1,62 @@
-"""Where tasks run: a local Dask cluster, a scheduler by address, or this process.
+"""Where tasks run: local Dask workers, those of a scheduler by address or of a batch system, this process.
 
-The only importer of dask and distributed. Tasks are plain functions of one small request; Dask forgets, the
-store and the label records remember, so that a dead scheduler or worker costs at most what was under way.
+With executors_*.py the only importer of dask, distributed and dask_jobqueue. Tasks are plain functions of
+one small request; Dask forgets, the store and the label records remember, so that a dead scheduler or worker
+costs at most what was under way.
 """
 
 from __future__ import annotations
 
+import collections
 import logging
+import math
 import os
 import queue
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
+from .config_cluster import BATCH_SYSTEMS
 from .errors import EnvironmentProblemError, InterruptedRunError
+
+if TYPE_CHECKING:
+    from .config_blocks import Run
 
 Task = Callable[[dict[str, Any]], dict[str, Any]]
 OnDone = Callable[[int, dict[str, Any] | BaseException], None]
+Waiting = Callable[[str], None]
 POLL_S = 0.5  # how soon an interrupt is noticed
+LOOK_S = 1.0  # how often the workers are counted
 
 
 class Interrupt:
     """Set by Ctrl-C or SIGTERM; the executor stops handing out work and the campaign ends cleanly."""
 
     def __init__(self) -> None:
-        self._event = threading.Event()
+        self._event, self._drain = threading.Event(), threading.Event()
 
     def set(self) -> None:
         self._event.set()
 
     def is_set(self) -> bool:
-        return self._event.is_set()
+        """Whether to end, now or when what runs has finished."""
+        return self._event.is_set() or self._drain.is_set()
 
-    def raise_if_set(self) -> None:
-        if self._event.is_set():
+    def drain(self) -> None:
+        """Begin no task any more; those under way may finish, then it is as if set."""
+        self._drain.set()
+
+    @property
+    def draining(self) -> bool:
+        return self._drain.is_set()
+
+    def raise_if_set(self, *, busy: bool = False) -> None:
+        """Raises InterruptedRunError if set, or if draining and not `busy` with tasks under way."""
+        if self._event.is_set() or (self._drain.is_set() and not busy):
             raise InterruptedRunError(
                 "interrupted; everything finished is on disk, the same command continues"
             )
@@ -44,7 +65,9 @@ class Interrupt:
 class Executor(Protocol):
     """Runs tasks and hands each result over as soon as it is there."""
 
-    workers: int
+    @property
+    def workers(self) -> int:
+        """Workers that are there now."""
 
     def run(
         self, task: Task, requests: Sequence[dict[str, Any]], *, resource: str, on_done: OnDone
@@ -78,28 +101,76 @@ class InlineExecutor:
         return
 
 
-class DaskExecutor:
-    """A Dask client; resources GPU (training, exploration, scoring) and LABEL steer tasks."""
+class Supply(Protocol):
+    """Where the workers of a `DaskExecutor` come from; their number may change at any time."""
 
-    def __init__(self, client: Any, cluster: Any, interrupt: Interrupt) -> None:
-        self._client, self._cluster, self._interrupt = client, cluster, interrupt
-        info = client.scheduler_info(n_workers=-1)["workers"].values()
-        self.workers = max(1, len(info))
-        self._offered = {
-            name: sum(worker.get("resources", {}).get(name, 0) for worker in info)
-            for name in ("GPU", "LABEL")
-        }
+    def want(self, resource: str, tasks: int) -> None:
+        """There are so many more (or fewer) tasks to do that need the resource."""
 
-    def run(
-        self, task: Task, requests: Sequence[dict[str, Any]], *, resource: str, on_done: OnDone
-    ) -> None:
-        if not requests:
-            return
-        if not self._offered[resource]:
+    def waiting(self, resource: str) -> str:
+        """No worker offers the resource now: what is being waited for; raises when it will not come."""
+
+    def stop(self) -> None:
+        """Bring no more workers."""
+
+    def close(self) -> None:
+        """Release the workers and the scheduler that are ours; the client is closed by now."""
+
+
+class StandingSupply:
+    """Workers that somebody else starts, or that are all there from the beginning."""
+
+    def __init__(self, cluster: Any = None, *, patience_s: float = 60.0) -> None:
+        self._cluster, self._patience_s = cluster, patience_s
+        self._asked: dict[str, float] = {}
+
+    def want(self, resource: str, tasks: int) -> None:
+        self._asked.pop(resource, None)
+
+    def waiting(self, resource: str) -> str:
+        begun = self._asked.setdefault(resource, time.monotonic())
+        if time.monotonic() - begun > self._patience_s:
             raise EnvironmentProblemError(
                 f"no Dask worker offers the resource {resource}; start workers with "
                 f'--resources "GPU=1 LABEL=1"'
             )
+        return f"waiting for a Dask worker that offers {resource}"
+
+    def stop(self) -> None:
+        return
+
+    def close(self) -> None:
+        if self._cluster is not None:
+            self._cluster.close()
+
+
+class DaskExecutor:
+    """A Dask client; resources GPU (training, exploration, scoring) and LABEL steer tasks.
+
+    A task is handed to the scheduler when there is room for it: the requests of a long queue stay here, and
+    a worker that comes later finds work that is not bound to the others.
+    """
+
+    def __init__(
+        self, client: Any, supply: Supply, interrupt: Interrupt, *, waiting: Waiting = lambda text: None
+    ) -> None:
+        self._client, self._supply, self._interrupt, self._waiting = client, supply, interrupt, waiting
+
+    @property
+    def workers(self) -> int:
+        """Workers that are there now."""
+        return len(self._running())
+
+    def _running(self) -> list[dict[str, Any]]:
+        found = self._client.scheduler_info(n_workers=-1)["workers"].values()
+        return [worker for worker in found if worker.get("status", "running") == "running"]
+
+    def _slots(self, resource: str) -> int:
+        return int(sum(worker.get("resources", {}).get(resource, 0) for worker in self._running()))
+
+    def run(
+        self, task: Task, requests: Sequence[dict[str, Any]], *, resource: str, on_done: OnDone
+    ) -> None:
         suspects: list[int] = []
 
         def first_try(index: int, result: dict[str, Any] | BaseException) -> None:
@@ -116,53 +187,88 @@ class DaskExecutor:
     def _run(
         self, task: Task, requests: dict[int, dict[str, Any]], resource: str, on_done: OnDone
     ) -> None:
-        from distributed.client import FutureCancelledError
-        from distributed.scheduler import KilledWorker
-
-        futures = {
-            n: self._client.submit(task, request, resources={resource: 1}, pure=False, retries=0)
-            for n, request in requests.items()
-        }
-        index = {future.key: n for n, future in futures.items()}
+        todo, flying = collections.deque(requests), dict[str, tuple[int, Any]]()
         finished: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        for future in futures.values():
-            future.add_done_callback(finished.put)
+        open_tasks = len(requests)
+        self._supply.want(resource, open_tasks)
+        room = _Room(self, resource)
         try:
-            for _ in futures:
-                future = self._wait(finished)
-                error: Exception | None = None
-                try:
-                    result = future.result(timeout=30)
-                except FutureCancelledError as lost:
-                    raise EnvironmentProblemError(
-                        "the Dask scheduler is gone; run the campaign again, nothing finished is lost"
-                    ) from lost
-                except KilledWorker as killed:
-                    error = WorkerKilledError(f"its worker died every time: {killed}")
-                except Exception as problem:  # the task's own; the stage decides
-                    error = problem
+            while todo or flying:
+                while todo and not self._interrupt.draining and len(flying) < room.now():
+                    index = todo.popleft()
+                    future = self._client.submit(
+                        task, requests[index], resources={resource: 1}, pure=False, retries=0
+                    )
+                    flying[future.key] = index, future
+                    future.add_done_callback(finished.put)
+                future = self._next(finished, busy=bool(flying))
+                if future is None:
+                    continue
+                index, _ = flying.pop(future.key)
+                result = self._result(future)
                 future.release()  # else Dask computes it again when the worker that holds it dies
-                on_done(index[future.key], result if error is None else error)
+                self._supply.want(resource, -1)
+                open_tasks -= 1
+                on_done(index, result)
         finally:
-            for future in futures.values():
+            self._supply.want(resource, -open_tasks)
+            for _, future in flying.values():
                 if not future.done():
                     future.cancel()
 
-    def _wait(self, finished: queue.SimpleQueue[Any]) -> Any:
-        """The next finished future; an interrupt is noticed meanwhile."""
-        while True:
-            self._interrupt.raise_if_set()
-            try:
-                return finished.get(timeout=POLL_S)
-            except queue.Empty:
-                continue
+    def _next(self, finished: queue.SimpleQueue[Any], *, busy: bool) -> Any:
+        """The next finished future, None after a short while; an interrupt is noticed."""
+        self._interrupt.raise_if_set(busy=busy)
+        try:
+            return finished.get(timeout=POLL_S)
+        except queue.Empty:
+            return None
+
+    def _result(self, future: Any) -> dict[str, Any] | BaseException:
+        """What the task returned or raised; raises if there is no scheduler any more."""
+        from distributed.client import FutureCancelledError
+        from distributed.scheduler import KilledWorker
+
+        try:
+            result: dict[str, Any] = future.result(timeout=30)
+            return result
+        except FutureCancelledError as lost:
+            raise EnvironmentProblemError(
+                "the Dask scheduler is gone; run the campaign again, nothing finished is lost"
+            ) from lost
+        except KilledWorker as killed:
+            return WorkerKilledError(f"its worker died every time: {killed}")
+        except Exception as problem:  # the task's own; the stage decides
+            return problem
 
     def close(self) -> None:
         # workers that vanish while the scheduler drains are no news to the user
         logging.getLogger("distributed").setLevel(logging.CRITICAL)
-        self._client.close()
-        if self._cluster is not None:
-            self._cluster.close()
+        self._supply.stop()
+        try:
+            self._client.close()
+        finally:
+            self._supply.close()
+
+
+class _Room:
+    """How many tasks may be at the scheduler: two for each slot, so that no worker waits for the next."""
+
+    def __init__(self, executor: DaskExecutor, resource: str) -> None:
+        self._executor, self._resource = executor, resource
+        self._slots, self._looked = 0, -math.inf
+        self._said = ""
+
+    def now(self) -> int:
+        if time.monotonic() - self._looked < LOOK_S:
+            return 2 * self._slots
+        self._slots = self._executor._slots(self._resource)
+        text = "" if self._slots else self._executor._supply.waiting(self._resource)
+        if text != self._said:
+            self._executor._waiting(text)
+            self._said = text
+        self._looked = time.monotonic()
+        return 2 * self._slots
 
 
 class WorkerKilledError(Exception):
@@ -175,28 +281,44 @@ def cores() -> int:
 
 
 def make_executor(
-    where: str, *, workers: int | str, threads_per_worker: int, gpus: int | str, interrupt: Interrupt
+    run: Run,
+    *,
+    home: Path,
+    base_dir: Path,
+    interrupt: Interrupt,
+    waiting: Waiting = lambda text: None,
 ) -> Executor:
     """The executor that the campaign's `run` block asks for.
 
+    Args:
+        home: the campaign's directory, which the nodes of a batch system see as well.
+        base_dir: where relative paths of the block start.
+        waiting: told in words what is being waited for, and '' when that is over.
+
     Raises:
-        EnvironmentProblemError: the scheduler at the address cannot be reached.
+        EnvironmentProblemError: the scheduler cannot be reached, or the batch system is not there.
     """
-    if where == "inline":
+    if run.where == "inline":
         return InlineExecutor(interrupt)
     import dask
     from dask.distributed import Client
 
     dask.config.set({"distributed.scheduler.allowed-failures": 2})
-    if where == "local":
-        count = max(1, cores() // threads_per_worker) if workers == "auto" else int(workers)
-        cluster = _local_cluster(count, threads_per_worker, _gpu_count(gpus))
-        return DaskExecutor(Client(cluster, set_as_default=False), cluster, interrupt)
+    if run.where in BATCH_SYSTEMS:
+        from .executors_cluster import start_fleet
+
+        client, fleet = start_fleet(run, home=home, base_dir=base_dir)
+        return DaskExecutor(client, fleet, interrupt, waiting=waiting)
+    threads = run.threads_per_worker
+    if run.where == "local":
+        count = max(1, cores() // threads) if run.workers == "auto" else int(run.workers)
+        cluster = _local_cluster(count, threads, _gpu_count(run.gpus))
+        return DaskExecutor(Client(cluster, set_as_default=False), StandingSupply(cluster), interrupt)
     try:
-        client = Client(where, timeout="10s", set_as_default=False)
+        client = Client(run.where, timeout="10s", set_as_default=False)
     except (OSError, TimeoutError) as error:
-        raise EnvironmentProblemError(f"no Dask scheduler answers at {where}: {error}") from error
-    return DaskExecutor(client, None, interrupt)
+        raise EnvironmentProblemError(f"no Dask scheduler answers at {run.where}: {error}") from error
+    return DaskExecutor(client, StandingSupply(), interrupt, waiting=waiting)
 
 
 def _gpu_count(gpus: int | str) -> int:

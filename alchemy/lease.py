@@ -38,6 +38,12 @@ def _process_start(pid: int) -> str:
     return "" if fields[0] == "Z" else fields[19]
 
 
+def refuse_if_held(path: Path) -> None:
+    """Raises CampaignBusyError if a live controller holds the lease; takes nothing."""
+    if path.exists():
+        Lease(path)._clear_if_dead()
+
+
 class Lease:
     """Context manager; raises CampaignBusyError on entry if somebody else runs the campaign."""
 

@@ -31,6 +31,17 @@ class Progress:
         self._log = log
         self._live = self._stream.isatty()
         self.round: int | None = None
+        self._bar: Bar | None = None
+
+    def waiting(self, text: str) -> None:
+        """What keeps the present stage from going on; '' when that is over."""
+        if not text:
+            return
+        if self._live and self._bar is not None:
+            self._write_log(text)
+            self._bar.note(text)
+        else:
+            self.message(f"  {text}")
 
     def message(self, text: str) -> None:
         """One line for people."""
@@ -53,11 +64,15 @@ class Progress:
             yield _Silent()
             return
         started = time.monotonic()
-        if self._live:
-            with self._rich(label, total) as bar:
-                yield bar
-        else:
-            yield _Plain(self, label, total)
+        try:
+            if self._live:
+                with self._rich(label, total) as self._bar:
+                    yield self._bar
+            else:
+                self._bar = _Plain(self, label, total)
+                yield self._bar
+        finally:
+            self._bar = None
         self._write_log(f"{label}: {total} in {time.monotonic() - started:.1f} s")
 
     def _write_log(self, text: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from pathlib import Path
 
 
 def double(request):
@@ -28,3 +29,16 @@ def sleep(request):
     """Longer than anybody wants to wait."""
     time.sleep(60)
     return {}
+
+
+def note_and_sleep(request):
+    """Leaves a file of its own for every time that it begins, and sleeps."""
+    begun = Path(request["folder"]) / f"{request['value']}-{os.getpid()}-{time.time_ns()}"
+    begun.touch()
+    time.sleep(request["s"])
+    return {
+        "value": request["value"],
+        "job": os.environ.get("SLURM_JOB_ID"),
+        "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
+        "omp": os.environ.get("OMP_NUM_THREADS"),
+    }

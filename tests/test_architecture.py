@@ -31,8 +31,9 @@ LONGEST_MODULE, LONGEST_FUNCTION = 400, 60
 DIRECTION = ("alchemy", "alchemy_policies", "tace")
 # the only files that may import a package
 DOORS = {
-    "dask": ("alchemy/executors.py",),
-    "distributed": ("alchemy/executors.py",),
+    "dask": ("alchemy/executors*.py",),
+    "distributed": ("alchemy/executors*.py",),
+    "dask_jobqueue": ("alchemy/executors*.py",),
     "pyiron_base": ("alchemy/pyiron_*.py",),
     "pysqa": ("alchemy/pyiron_*.py",),
     # a labeler may read its own input

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from executor_tasks import die_on_seven, double, refuse, sleep
 
+from alchemy.config_blocks import Run
 from alchemy.errors import EnvironmentProblemError, InterruptedRunError
 from alchemy.executors import InlineExecutor, Interrupt, WorkerKilledError, make_executor
 
@@ -22,8 +24,13 @@ def collect(executor, task, values, resource="LABEL"):
 
 
 def cluster(**kwargs):
-    options = {"workers": 2, "threads_per_worker": 1, "gpus": 0, "interrupt": Interrupt(), **kwargs}
-    return make_executor("local", **options)
+    return make(Run(where="local", workers=2, gpus=0), **kwargs)
+
+
+def make(run, **kwargs):
+    return make_executor(
+        run, **{"home": Path.cwd(), "base_dir": Path.cwd(), "interrupt": Interrupt(), **kwargs}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +81,7 @@ def test_a_task_that_kills_its_worker_every_time_is_given_up_and_harms_no_other(
 def test_an_existing_scheduler_is_used_by_its_address(local):
     address = local._client.scheduler.address
     assert address.startswith("tcp://127.0.0.1")  # loopback only
-    other = make_executor(address, workers="auto", threads_per_worker=1, gpus=0, interrupt=Interrupt())
+    other = make(Run(where=address))
     try:
         assert collect(other, double, [21])[0]["value"] == 42
     finally:
@@ -84,9 +91,7 @@ def test_an_existing_scheduler_is_used_by_its_address(local):
 
 def test_an_address_where_nobody_answers_is_an_environment_problem():
     with pytest.raises(EnvironmentProblemError, match=r"tcp://127\.0\.0\.1:9"):
-        make_executor(
-            "tcp://127.0.0.1:9", workers="auto", threads_per_worker=1, gpus=0, interrupt=Interrupt()
-        )
+        make(Run(where="tcp://127.0.0.1:9"))
 
 
 def test_an_interrupt_is_noticed_while_tasks_run():

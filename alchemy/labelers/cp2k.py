@@ -203,7 +203,7 @@ class Cp2kLabeler(ProgramLabeler):
 def _read_output(path: Path) -> Any:
     from pymatgen.io.cp2k.outputs import Cp2kOutput
 
-    class Output(Cp2kOutput):  # type: ignore[misc]
+    class Output(Cp2kOutput):
         """Without its reading of the input, which stumbles over what an edited template may have."""
 
         def parse_input(self) -> None:
