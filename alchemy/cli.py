@@ -18,6 +18,7 @@ from alchemy import (
     cli_plugins,
     cli_sample,
     cli_select,
+    cli_submit,
     cli_templates,
     cli_train,
     cli_ts,
@@ -47,7 +48,7 @@ def cli() -> None:
 
 for _module in (
     cli_campaign, cli_why, cli_data, cli_train, cli_sample, cli_ts, cli_select, cli_label, cli_plugins,
-    cli_templates,
+    cli_submit, cli_templates,
 ):  # fmt: skip
     for _command in _module.COMMANDS:
         cli.add_command(_command)

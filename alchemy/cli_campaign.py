@@ -144,6 +144,13 @@ def status(campaign: Path, as_json: bool) -> None:
       alchemy status campaign.yaml
       alchemy status runs/urea/urea --json
     """
+    from alchemy.controller_facts import before_the_beginning
+
+    waiting = before_the_beginning(campaign)
+    if waiting is not None:
+        summary, lines = waiting
+        say_json(summary) if as_json else click.echo("\n".join(lines))
+        return
     home = find_home(campaign)
     from alchemy.status import render_status
     from alchemy.status import status as summarise

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from alchemy.batch_ledger import counts as counts_of_jobs
+from alchemy.controller_facts import job_lines, jobs_of
 from alchemy.report_facts import (
     CampaignFacts,
     Tree,
@@ -64,6 +65,7 @@ def status(campaign_dir: Path) -> dict[str, Any]:
         "reactions": reaction_rows(facts),
         "ladders": ladder_rows(facts),
         "stop": {k: stop.get(k) for k in ("rule", "message", "exit_code")} if stop else None,
+        **jobs_of(facts.directory),
     }
 
 
@@ -103,7 +105,8 @@ def render_status(summary: dict[str, Any]) -> RenderableType:
             _text(row["label_cpu_s"], ".1f"),
         )
     jobs = _jobs_line(summary.get("batch_jobs"))
-    return Group(table, *_searches(summary), _stop_line(summary), *([jobs] if jobs else []))
+    lines = [*([jobs] if jobs else []), *(Text(line) for line in job_lines(summary))]
+    return Group(table, *_searches(summary), _stop_line(summary), *lines)
 
 
 def _searches(summary: dict[str, Any]) -> list[Text]:
