@@ -9,25 +9,30 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from alchemy_policies.base import StopReason
 from alchemy_policies.calibration import Calibration
 
+from .budget import BudgetEndedError, make_budget, parse_given
 from .config import Campaign, campaign_hash
+from .costs import stage_costs
 from .errors import InputError
 from .executors import Interrupt, make_executor, signals_caught, signals_ignored
 from .identity import imported_fingerprint
 from .label_runners import JobLabels
 from .lease import Lease
+from .prices import CampaignPrices
 from .progress import Progress
 from .records import read_json, write_json_atomic
 from .report import write_report
 from .selection import make_selector
 from .stages import decide, explore, label, model, start
+from .stages.backlog import Backlog, left_open
 from .stages.context import Context
 from .state import Home, RoundState
 from .stopping import decide_stop
@@ -53,6 +58,7 @@ def run_campaign(
     *,
     until: int | None = None,
     only: Sequence[str] = (),
+    budget: Sequence[str] = (),
     progress: Progress | None = None,
     source: Path | None = None,
     interrupt: Interrupt | None = None,
@@ -62,6 +68,7 @@ def run_campaign(
     Args:
         until: pause after this round.
         only: use these fidelities alone (the target must be among them).
+        budget: limits for this run, such as "+2min" or "cpu=200 h", in the place of the file's.
         source: the campaign file, copied into `home`.
         interrupt: ends the run from another thread.
 
@@ -72,42 +79,73 @@ def run_campaign(
     place = Home(home)
     fidelities = _fidelities(campaign, only)
     make_selector(campaign.select)  # a wrong option is said now, not after the first training
+    for text in budget:
+        parse_given(text)
     interrupt = interrupt or Interrupt()
     with Lease(place.lease), signals_caught(interrupt):
         progress.attach_log(place.log)
         _register(campaign, place, fidelities, source)
-        run = campaign.run
-        inline = run.where == "inline"
-        if inline:
-            if run.gpus == 0:
-                os.environ["CUDA_VISIBLE_DEVICES"] = ""
-            import torch
-
-            torch.set_num_threads(run.threads_per_worker)
-        with signals_ignored():
-            executor = make_executor(
-                run,
-                home=place.path,
-                base_dir=campaign.base_dir,
-                interrupt=interrupt,
-                waiting=progress.waiting,
-            )
-        try:
-            context = Context(
-                campaign, place, Store(place.store), executor, progress, fidelities, inline
-            )
-            context.label_runner = JobLabels(
-                executor,
-                run.labels,
-                folder=place.pyiron,
-                base_dir=campaign.base_dir,
-                say=progress.message,
-                interrupt=interrupt,
-            )
+        with opened(campaign, place, fidelities, interrupt, progress=progress, budget=budget) as context:
             _refuse_other_physics(context)
-            return _loop(context, until)
-        finally:
-            executor.close()
+            backlog = Backlog(context) if campaign.run.overlap else None
+            try:
+                return _loop(context, until, backlog)
+            except BudgetEndedError as end:
+                context.budget.close()
+                return _out_of_budget(context, end.reason)
+            except BaseException:
+                interrupt.set()  # for the threads of the backlog
+                raise
+            finally:
+                context.budget.clock.save(every_s=0.0)
+                if backlog is not None:
+                    backlog.close()
+
+
+@contextmanager
+def opened(
+    campaign: Campaign,
+    place: Home,
+    fidelities: Sequence[str],
+    interrupt: Interrupt,
+    *,
+    progress: Progress,
+    budget: Sequence[str] = (),
+) -> Iterator[Context]:
+    """A campaign with its workers, which end with the block."""
+    run = campaign.run
+    inline = run.where == "inline"
+    if inline:
+        if run.gpus == 0:
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        import torch
+
+        torch.set_num_threads(run.threads_per_worker)
+    with signals_ignored():
+        executor = make_executor(
+            run,
+            home=place.path,
+            base_dir=campaign.base_dir,
+            interrupt=interrupt,
+            waiting=progress.waiting,
+        )
+    try:
+        store = Store(place.store)
+        snapshot = store.snapshot()
+        prices = CampaignPrices(campaign, snapshot, stage_costs(place))
+        limits = make_budget(campaign, place, snapshot, given=budget, prices=prices)
+        context = Context(campaign, place, store, executor, progress, tuple(fidelities), inline, limits)
+        context.label_runner = JobLabels(
+            executor,
+            run.labels,
+            folder=place.pyiron,
+            base_dir=campaign.base_dir,
+            say=progress.message,
+            interrupt=interrupt,
+        )
+        yield context
+    finally:
+        executor.close()
 
 
 def _fidelities(campaign: Campaign, only: Sequence[str]) -> tuple[str, ...]:
@@ -168,19 +206,24 @@ def _refuse_other_physics(context: Context) -> None:
             )
 
 
-def _loop(context: Context, until: int | None) -> Outcome:
+def _loop(context: Context, until: int | None, backlog: Backlog | None) -> Outcome:
+    _catch_up(context, backlog)
     number = 0
     while True:
         state = RoundState(context.home, number)
+        if (state.facts.get("stop") or {}).get("rule") == "budget":
+            state.facts["stop"] = None  # there is more now
         context.progress.round = number
         if number == 0:
             _start_round(context, state)
         else:
             last = _stop_of(context, number - 1)
+            if backlog is not None:
+                _data(context, state, backlog, final=last is not None)
             _train_and_test(context, state, final=last is not None)
             if last is not None:
                 return _finish(context, state, last)
-            _buy_labels(context, state)
+            _buy_labels(context, state, backlog)
         _report(context)
         context.store.tidy()
         if until is not None and number >= until:
@@ -188,14 +231,48 @@ def _loop(context: Context, until: int | None) -> Outcome:
         number += 1
 
 
-def _do(state: RoundState, stage: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Run a stage unless its output is there."""
+def _catch_up(context: Context, backlog: Backlog | None) -> None:
+    """Labels that overlapped rounds left open: beside the loop again, or first, where it does not overlap."""
+    requests = left_open(context)
+    if backlog is not None:
+        backlog.add(requests)
+    else:
+        label.label(context, requests, what="labels left open")
+
+
+def _data(context: Context, state: RoundState, backlog: Backlog, *, final: bool) -> None:
+    """Fix what the round is trained on, since labels come in meanwhile; the last committee gets all."""
+    if final and state.outputs("data") is None:
+        backlog.drain()
+        for number in range(1, state.number):
+            _recount(context, number)
+    backlog.look()
+    _do(context, state, "data", lambda: {"as_of": context.store.snapshot().last})
+
+
+def _recount(context: Context, number: int) -> None:
+    """What became of the labels of a round, now that all of them are known."""
+    state = RoundState(context.home, number)
+    requests = _pairs((state.outputs("select") or {}).get("requests", []))
+    state.facts["label"] = label.label_facts(context, requests)
+    state.save_facts()
+
+
+def _do(
+    context: Context, state: RoundState, stage: str, work: Callable[[], dict[str, Any]]
+) -> dict[str, Any]:
+    """Run a stage unless its output is there, or it does not fit into the budget."""
     found = state.outputs(stage)
     if found is not None:
         return found
+    if stage != "label":  # that ends between labels
+        context.budget.begin_stage(stage)
+    context.meter.taken()
     started = time.perf_counter()
     outputs = work()
-    state.finish(stage, outputs, wall_s=time.perf_counter() - started)
+    cost = replace(context.meter.taken(), wall_s=time.perf_counter() - started)
+    state.finish(stage, outputs, wall_s=cost.wall_s, cpu_s=cost.cpu_s, gpu_s=cost.gpu_s)
+    context.budget.end_stage(stage, cost)
     return outputs
 
 
@@ -205,7 +282,7 @@ def _pairs(requests: Sequence[Sequence[str]]) -> list[tuple[str, str]]:
 
 def _start_round(context: Context, state: RoundState) -> None:
     context.progress.message(f"round 0: start structures and their labels, in {context.home.path}")
-    requests = _pairs(_do(state, "start", lambda: start.start(context, state))["requests"])
+    requests = _pairs(_do(context, state, "start", lambda: start.start(context, state))["requests"])
 
     def buy() -> dict[str, Any]:
         snapshot = context.store.snapshot()
@@ -218,12 +295,12 @@ def _start_round(context: Context, state: RoundState) -> None:
         state.facts["cost"] = model.cost(context, context.store.snapshot())
         return {}
 
-    _do(state, "label", buy)
+    _do(context, state, "label", buy)
 
 
 def _train_and_test(context: Context, state: RoundState, *, final: bool) -> None:
-    _do(state, "train", lambda: model.train(context, state, final=final))
-    _do(state, "test", lambda: model.test(context, state))
+    _do(context, state, "train", lambda: model.train(context, state, final=final))
+    _do(context, state, "test", lambda: model.test(context, state))
     context.progress.message(_summary(context, state))
 
 
@@ -244,19 +321,23 @@ def _calibration(context: Context, number: int) -> Calibration:
     return Calibration.from_json(before["calibration"])
 
 
-def _buy_labels(context: Context, state: RoundState) -> None:
+def _buy_labels(context: Context, state: RoundState, backlog: Backlog | None) -> None:
     calibration = _calibration(context, state.number)
-    found = _do(state, "explore", lambda: explore.explore(context, state, calibration))["candidates"]
-    _do(state, "score", lambda: explore.score(context, state, found))
-    chosen = _do(state, "select", lambda: decide.select(context, state, found, calibration))
+    found = _do(context, state, "explore", lambda: explore.explore(context, state, calibration))["candidates"]
+    _do(context, state, "score", lambda: explore.score(context, state, found))
+    chosen = _do(context, state, "select", lambda: decide.select(context, state, found, calibration))
 
     def buy() -> dict[str, Any]:
         requests = _pairs(chosen["requests"])
-        label.label(context, requests, what="label")
+        if backlog is None:
+            label.label(context, requests, what="label")
+        else:
+            backlog.add(requests)
+            backlog.wait(requests, context.campaign.run.retrain_at)
         state.facts["label"] = label.label_facts(context, requests)
         return {}
 
-    _do(state, "label", buy)
+    _do(context, state, "label", buy)
 
     def judge() -> dict[str, Any]:
         outputs, _ = decide.assess(context, state, chosen["picked"], calibration)
@@ -265,7 +346,7 @@ def _buy_labels(context: Context, state: RoundState) -> None:
         state.facts["stop"] = None
         return {**outputs, "stop": None if stop is None else vars(stop)}
 
-    _do(state, "assess", judge)
+    _do(context, state, "assess", judge)
     fresh = state.facts["fresh"].get(context.target)
     if fresh:
         context.progress.message(
@@ -285,12 +366,30 @@ def _finish(context: Context, state: RoundState, stop: StopReason) -> Outcome:
     state.facts["stop"] = vars(stop)
     if state.outputs("finish") is None:
         state.finish("finish", {}, wall_s=0.0)
+    _publish(context, state.number)
+    _report(context)
+    context.progress.message(f"stopped: {stop.message}")
+    return Outcome(context.home, stop, state.facts)
+
+
+def _publish(context: Context, number: int) -> None:
+    """The committee of this round, with its calibration, as the campaign's last."""
     final = context.home.path / "final"
     final.mkdir(exist_ok=True)
-    for path in context.home.members(state.number, context.members):
+    for path in context.home.members(number, context.members):
         shutil.copyfile(path, final / path.name)
-    calibration = _calibration(context, state.number)
-    write_json_atomic(final / "calibration.json", calibration.to_json())
+    write_json_atomic(final / "calibration.json", _calibration(context, number).to_json())
+
+
+def _out_of_budget(context: Context, stop: StopReason) -> Outcome:
+    """End where we are: the newest committee that is finished is the last one; labels since wait for it."""
+    begun = context.home.rounds() or [0]
+    trained = [n for n in begun if RoundState(context.home, n).outputs("train") is not None]
+    if trained:
+        _publish(context, trained[-1])
+    state = RoundState(context.home, begun[-1])
+    state.facts["stop"] = vars(stop)
+    state.save_facts()
     _report(context)
     context.progress.message(f"stopped: {stop.message}")
     return Outcome(context.home, stop, state.facts)

@@ -94,13 +94,25 @@ def check(campaign: Path | None, explained: bool, schema: bool, as_json: bool) -
     help="Use only this level of theory (repeat for several); the target must be among them.",
 )
 @click.option(
+    "--budget",
+    multiple=True,
+    metavar="LIMIT",
+    help="Spend at most this: +2min (more than so far), cpu=200h, gpu=+3h or disk=2TB (repeatable).",
+)
+@click.option(
     "--dir",
     "directory",
     type=TARGET,
     metavar="DIR",
     help="Where the campaign lives; default: its name, beside the file.",
 )
-def run(campaign: Path, until: int | None, only: tuple[str, ...], directory: Path | None) -> None:
+def run(
+    campaign: Path,
+    until: int | None,
+    only: tuple[str, ...],
+    budget: tuple[str, ...],
+    directory: Path | None,
+) -> None:
     """Run CAMPAIGN, or continue it where it stopped.
 
     CAMPAIGN is the file, its folder, or the directory of a campaign that has begun; a directory
@@ -111,6 +123,7 @@ def run(campaign: Path, until: int | None, only: tuple[str, ...], directory: Pat
       alchemy run campaign.yaml
       alchemy run campaign.yaml --until 2
       alchemy run campaign.yaml --only pbe
+      alchemy run campaign.yaml --budget +2min
 
     Exit code 0: a goal of the stop block was met, or the pause of --until; 4: budget used up;
     5: stalled; 6: limited by the model; 7: interrupted.
@@ -126,6 +139,7 @@ def run(campaign: Path, until: int | None, only: tuple[str, ...], directory: Pat
         (directory or given.home).resolve(),
         until=until,
         only=only or given.used,
+        budget=budget,
         source=given.file,
     )
     for line in outcome_lines(outcome, given.campaign.target):

@@ -15,6 +15,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from alchemy.config_cluster import BATCH_SYSTEMS, Cluster, problems_of_run
 from alchemy.config_fields import (
+    AllOrCount,
     AutoOrCount,
     AutoOrWhole,
     Block,
@@ -28,7 +29,7 @@ from alchemy.config_fields import (
     wrong,
 )
 from alchemy.config_labels import Labels
-from alchemy.quantities import Force, Length
+from alchemy.quantities import Force, Length, WallTime
 from tace.wording import hint
 
 
@@ -221,6 +222,12 @@ class Run(Block):
     gpus: AutoOrWhole = Field(default="auto", description="GPUs to use; auto: all that are visible")
     labels: Labels = Field(default_factory=Labels, description="Labels as batch jobs of a scheduler")
     cluster: Cluster | None = Field(default=None, description="Worker jobs, where a batch system runs them")
+    overlap: Flag = Field(
+        default=False, description="Train and explore while labels of the round before are computed"
+    )
+    retrain_at: Annotated[float, Field(strict=True, gt=0, le=1)] = Field(
+        default=0.5, description="With overlap: share of a round's labels with which the next begins"
+    )
 
     @model_validator(mode="after")
     def _cluster_fits(self) -> Run:
@@ -234,4 +241,16 @@ class Keep(Block):
 
     label_directories: Literal["failed", "all", "none"] = Field(
         default="failed", description="Scratch folders of labels to keep: failed, all or none"
+    )
+    models: AllOrCount = Field(
+        default="all", description="Newest committees that 'alchemy gc' leaves, at least 2; or all"
+    )
+    trajectories: Flag = Field(
+        default=True, description="Files of finished explorations; their candidates are in the store"
+    )
+    predictions: Flag = Field(
+        default=True, description="Arrays of predictions of finished rounds, made again when needed"
+    )
+    raw_for_s: WallTime | None = Field(
+        default=None, alias="raw_for", description="Age at which other raw files go, such as 720 h"
     )

@@ -34,6 +34,9 @@ def problems_of(campaign: Campaign) -> Iterator[Problem]:
     yield from without_effect(campaign.select)
     if campaign.run.cluster is not None and campaign.run.cluster.setup is not None:
         yield from _no_file(campaign, Path(campaign.run.cluster.setup), ("run", "cluster", "setup"))
+    if campaign.run.overlap and campaign.run.where == "inline":
+        found = "true needs workers beside this process; set run.where: local, or leave it out"
+        yield Problem(("run", "overlap"), found)
 
 
 def warnings_of(campaign: Campaign) -> list[str]:

@@ -128,6 +128,11 @@ class Labels(LabelJobs):
         """What holds for one level."""
         return self.fidelities.get(fidelity, self)
 
+    @property
+    def any_batch(self) -> bool:
+        """Whether some level is computed as batch jobs."""
+        return self.batch or any(jobs.batch for jobs in self.fidelities.values())
+
 
 def _keys() -> set[str]:
     return {field.alias or name for name, field in LabelJobs.model_fields.items()}

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
+from alchemy.config_budget import Budget
 from alchemy.config_fields import (
     Block,
     Count,
@@ -132,7 +133,7 @@ class Stop(Block):
     """The campaign ends when all goals are met that are set, or as soon as one limit is.
 
     Goals: force_rmse, element_rmse, coverage, barrier_mae, candidate_fraction. Limits: rounds, labels,
-    wall, cost, stalled.
+    wall, cost, stalled; a budget ends it between labels, the others between rounds.
     """
 
     force_rmse_eV_per_A: Force | None = Field(
@@ -168,4 +169,7 @@ class Stop(Block):
     )
     gain: Positive = Field(
         default=0.05, description="Relative fall of the error that counts as a gain for stalled"
+    )
+    budget: Budget | None = Field(
+        default=None, description="What it may spend: 2 min, or {cpu: 200 h, gpu: 20 h, disk: 2 TB}"
     )

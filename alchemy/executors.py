@@ -7,15 +7,15 @@ costs at most what was under way.
 
 from __future__ import annotations
 
-import collections
 import logging
 import math
+import operator
 import os
 import queue
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -63,14 +63,17 @@ class Interrupt:
 
 
 class Executor(Protocol):
-    """Runs tasks and hands each result over as soon as it is there."""
+    """Runs tasks and hands each result over as soon as it is there.
+
+    Requests are drawn when there is room for them, so that they may be made one by one, and may end early.
+    """
 
     @property
     def workers(self) -> int:
         """Workers that are there now."""
 
     def run(
-        self, task: Task, requests: Sequence[dict[str, Any]], *, resource: str, on_done: OnDone
+        self, task: Task, requests: Iterable[dict[str, Any]], *, resource: str, on_done: OnDone
     ) -> None:
         """Call `on_done(index, result or exception)` in this thread, in order of completion."""
 
@@ -87,7 +90,7 @@ class InlineExecutor:
         self._interrupt = interrupt
 
     def run(
-        self, task: Task, requests: Sequence[dict[str, Any]], *, resource: str, on_done: OnDone
+        self, task: Task, requests: Iterable[dict[str, Any]], *, resource: str, on_done: OnDone
     ) -> None:
         for index, request in enumerate(requests):
             self._interrupt.raise_if_set()
@@ -169,52 +172,67 @@ class DaskExecutor:
         return int(sum(worker.get("resources", {}).get(resource, 0) for worker in self._running()))
 
     def run(
-        self, task: Task, requests: Sequence[dict[str, Any]], *, resource: str, on_done: OnDone
+        self, task: Task, requests: Iterable[dict[str, Any]], *, resource: str, on_done: OnDone
     ) -> None:
-        suspects: list[int] = []
+        suspects: list[tuple[int, dict[str, Any]]] = []
 
-        def first_try(index: int, result: dict[str, Any] | BaseException) -> None:
+        def first_try(index: int, request: dict[str, Any], result: dict[str, Any] | BaseException) -> None:
             if isinstance(result, WorkerKilledError):
-                suspects.append(index)
+                suspects.append((index, request))
             else:
                 on_done(index, result)
 
-        self._run(task, dict(enumerate(requests)), resource, first_try)
+        self._run(task, enumerate(requests), resource, first_try, expected=operator.length_hint(requests, 1))
         # Dask also blames the tasks that waited at a worker that died: the suspects get a try each alone
-        for index in suspects:
-            self._run(task, {index: requests[index]}, resource, on_done)
+        for one in suspects:
+            self._run(task, iter([one]), resource, lambda n, _, result: on_done(n, result), expected=1)
 
     def _run(
-        self, task: Task, requests: dict[int, dict[str, Any]], resource: str, on_done: OnDone
+        self,
+        task: Task,
+        requests: Iterator[tuple[int, dict[str, Any]]],
+        resource: str,
+        on_done: Callable[[int, dict[str, Any], dict[str, Any] | BaseException], None],
+        *,
+        expected: int,
     ) -> None:
-        todo, flying = collections.deque(requests), dict[str, tuple[int, Any]]()
+        """`expected`: how many requests there probably are, for those who bring workers."""
+        flying = dict[str, tuple[int, dict[str, Any], Any]]()
         finished: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        open_tasks = len(requests)
-        self._supply.want(resource, open_tasks)
-        room = _Room(self, resource)
+        self._supply.want(resource, expected)
+        room, left = _Room(self, resource), True
         try:
-            while todo or flying:
-                while todo and not self._interrupt.draining and len(flying) < room.now():
-                    index = todo.popleft()
-                    future = self._client.submit(
-                        task, requests[index], resources={resource: 1}, pure=False, retries=0
-                    )
-                    flying[future.key] = index, future
+            while left or flying:
+                while left and not self._interrupt.draining and len(flying) < room.now():
+                    found = next(requests, None)
+                    if found is None:
+                        left = False
+                        break
+                    future = self._submit(task, found[1], resource)
+                    flying[future.key] = (*found, future)
                     future.add_done_callback(finished.put)
-                future = self._next(finished, busy=bool(flying))
+                future = self._next(finished, busy=bool(flying)) if left or flying else None
                 if future is None:
                     continue
-                index, _ = flying.pop(future.key)
+                index, request, _ = flying.pop(future.key)
                 result = self._result(future)
                 future.release()  # else Dask computes it again when the worker that holds it dies
-                self._supply.want(resource, -1)
-                open_tasks -= 1
-                on_done(index, result)
+                if expected:
+                    self._supply.want(resource, -1)
+                    expected -= 1
+                on_done(index, request, result)
         finally:
-            self._supply.want(resource, -open_tasks)
-            for _, future in flying.values():
+            self._supply.want(resource, -expected)
+            for _, _, future in flying.values():
                 if not future.done():
                     future.cancel()
+
+    def _submit(self, task: Task, request: dict[str, Any], resource: str) -> Any:
+        # where labels and training share workers, the training that labels wait for goes first
+        first = 1 if resource == "GPU" else 0
+        return self._client.submit(
+            task, request, resources={resource: 1}, pure=False, retries=0, priority=first
+        )
 
     def _next(self, finished: queue.SimpleQueue[Any], *, busy: bool) -> Any:
         """The next finished future, None after a short while; an interrupt is noticed."""

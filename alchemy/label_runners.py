@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -29,10 +29,26 @@ class LostLabelError(Exception):
         return self.message
 
 
-class LabelRunner(Protocol):
-    """Computes labels; each result is handed over as soon as it is there, in the caller's thread."""
+class Requests:
+    """An iterator of requests that are made when there is room for them, and how many there probably are."""
 
-    def run(self, requests: Sequence[Request], *, on_done: OnDone) -> None:
+    def __init__(self, made: Iterator[Request], number: int) -> None:
+        self._made, self._number = made, number
+
+    def __iter__(self) -> Iterator[Request]:
+        return self._made
+
+    def __length_hint__(self) -> int:
+        return self._number
+
+
+class LabelRunner(Protocol):
+    """Computes labels; each result is handed over as soon as it is there, in the caller's thread.
+
+    Requests of batch jobs are all drawn at once: they are waiting in a queue then.
+    """
+
+    def run(self, requests: Iterable[Request], *, on_done: OnDone) -> None:
         """`on_done(index, result)`; a result is what `tasks.label` returns, or an exception."""
 
 
@@ -42,7 +58,7 @@ class WorkerLabels:
     def __init__(self, executor: Executor) -> None:
         self._executor = executor
 
-    def run(self, requests: Sequence[Request], *, on_done: OnDone) -> None:
+    def run(self, requests: Iterable[Request], *, on_done: OnDone) -> None:
         self._executor.run(tasks.label, requests, resource="LABEL", on_done=on_done)
 
 
@@ -62,7 +78,10 @@ class JobLabels:
         self._executor, self._labels = executor, labels
         self._folder, self._base_dir, self._say, self._interrupt = folder, base_dir, say, interrupt
 
-    def run(self, requests: Sequence[Request], *, on_done: OnDone) -> None:
+    def run(self, requests: Iterable[Request], *, on_done: OnDone) -> None:
+        if not self._labels.any_batch:
+            return self._executor.run(tasks.label, requests, resource="LABEL", on_done=on_done)
+        requests = list(requests)
         batch = [n for n, r in enumerate(requests) if self._labels.of(r["fidelity"]).batch]
         rest = [n for n in range(len(requests)) if n not in set(batch)]
         if not batch:

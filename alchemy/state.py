@@ -84,13 +84,24 @@ class RoundState:
         found = self._stages.get(stage)
         return None if found is None else found["outputs"]
 
-    def finish(self, stage: str, outputs: dict[str, Any], *, wall_s: float) -> None:
-        """Commit a stage: from here on a resume skips it. Facts are written first, so none is missing."""
+    def save_facts(self) -> None:
+        """What status and report read."""
         self.directory.mkdir(parents=True, exist_ok=True)
         write_json_atomic(self._facts_file, self.facts)
+
+    def finish(
+        self, stage: str, outputs: dict[str, Any], *, wall_s: float, cpu_s: float = 0.0, gpu_s: float = 0.0
+    ) -> None:
+        """Commit a stage: from here on a resume skips it. Facts are written first, so none is missing.
+
+        cpu_s, gpu_s: of its tasks; labels are counted by themselves, in the store.
+        """
+        self.save_facts()
         self._stages[stage] = {
             "outputs": outputs,
             "wall_s": round(wall_s, 3),
+            "cpu_s": round(cpu_s, 3),
+            "gpu_s": round(gpu_s, 3),
             "finished_unix_s": round(time.time(), 3),
         }
         write_json_atomic(self._file, {"round": self.number, "stages": self._stages})

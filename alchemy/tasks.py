@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import os
 import time
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ def label(request: dict[str, Any]) -> dict[str, Any]:
         root=Path(request["root"]),
         gate=Gate(**request["gate"]),
         e0_eV=request["e0_eV"],
+        attempt=request.get("attempt", 1),
     )
     return {"key": record.key, "status": record.status, "reason": record.reason}
 
@@ -60,13 +62,34 @@ def read_label(root: Path, key: str) -> LabelRecord:
 
 def generate(request: dict[str, Any]) -> dict[str, Any]:
     """Make start or test structures of one item; written to `out` as JSON documents."""
-    out = Path(request["out"])
+    out, spent = Path(request["out"]), Spent()
     if not out.exists():
         from .generate import group_of, make_structures
 
         frames = make_structures(request)
         write_json_atomic(out, [{**frame_to_document(a), "group": group_of(a)} for a in frames])
-    return {"out": str(out)}
+    return {"out": str(out), "cpu_s": spent.cpu_s()}  # of a resumed one little: it is done once
+
+
+class Spent:
+    """CPU time of this process and of programs it has waited for, and time on a GPU, from here on."""
+
+    def __init__(self) -> None:
+        self._cpu_s, self._began = _cpu_s(), time.perf_counter()
+
+    def cpu_s(self) -> float:
+        return _cpu_s() - self._cpu_s
+
+    def gpu_s(self) -> float:
+        """Wall time where there is a GPU: nobody else may use it meanwhile."""
+        import torch
+
+        return time.perf_counter() - self._began if torch.cuda.is_available() else 0.0
+
+
+def _cpu_s() -> float:
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
 
 
 @lru_cache(maxsize=2)
@@ -90,12 +113,12 @@ def explore(request: dict[str, Any]) -> dict[str, Any]:
     """Run one explorer; candidates and walker reports are written to `out`."""
     out = Path(request["out"])
     if out.exists():
-        return {"out": str(out)}
+        return _done(out, read_candidates(out))
     from alchemy_policies.calibration import Calibration
 
     from .plugins import find
 
-    cpu = time.process_time()
+    spent = Spent()
     committee = load_committee(request["models"])
     explorer = find("explorers", request["explorer"])(**request["options"])
 
@@ -136,19 +159,26 @@ def explore(request: dict[str, Any]) -> dict[str, Any]:
         ],
         "force_calls": result.force_calls,
         "facts": dict(result.facts),
-        "cpu_s": time.process_time() - cpu,
+        "cpu_s": spent.cpu_s(),
+        "gpu_s": spent.gpu_s(),
     }
     write_json_atomic(out, document)
-    return {"out": str(out)}
+    return _done(out, document)
+
+
+def _done(out: Path, costs: Mapping[str, Any]) -> dict[str, Any]:
+    """A result that is in a file, and what it once cost."""
+    return {"out": str(out), **{key: float(costs.get(key, 0.0)) for key in ("cpu_s", "gpu_s")}}
 
 
 def score(request: dict[str, Any]) -> dict[str, Any]:
     """Predict structures of the store with a committee; arrays are written to `out` (npz)."""
     out = Path(request["out"])
     if out.exists():
-        return {"out": str(out)}
+        return _done(out, read_arrays(out))
     from .datasets import open_snapshot
 
+    spent = Spent()
     snapshot = open_snapshot(Path(request["store"]), int(request["as_of"]))
     frames = snapshot.structures(request["uids"])
     prediction = load_committee(request["models"])(
@@ -168,11 +198,13 @@ def score(request: dict[str, Any]) -> dict[str, Any]:
         mean_forces_eV_per_A=prediction.mean_forces,
         force_spread_eV_per_A=prediction.force_spread,
         features=features,
+        cpu_s=(cpu_s := spent.cpu_s()),
+        gpu_s=(gpu_s := spent.gpu_s()),
     )
-    return {"out": str(out)}
+    return _done(out, {"cpu_s": cpu_s, "gpu_s": gpu_s})
 
 
-def write_arrays(path: Path, **arrays: np.ndarray) -> None:
+def write_arrays(path: Path, **arrays: np.ndarray | float) -> None:
     """npz, atomically."""
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, **arrays)

@@ -106,6 +106,7 @@ def train(request: dict[str, Any]) -> dict[str, Any]:
         "history": result.history,
         "wall_s": time.time() - started,
         "cpu_s": time.process_time() - cpu,
+        "gpu_s": time.time() - started if torch.cuda.is_available() else 0.0,
     }
     save_model(out, model, {"training": json.dumps(document)})
     write_json_atomic(facts_file, document)

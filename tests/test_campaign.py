@@ -250,12 +250,19 @@ class ForgetfulExecutor(InlineExecutor):
     """Runs every finished task of a batch again and again, as Dask does when workers die."""
 
     def run(self, task, requests, *, resource, on_done):
+        drawn = []
+
+        def remembered():
+            for request in requests:
+                drawn.append(request)
+                yield request
+
         def done(index, result):
             on_done(index, result)
-            for request in requests[: index + 1]:
+            for request in drawn:
                 task(request)
 
-        super().run(task, requests, resource=resource, on_done=done)
+        super().run(task, remembered(), resource=resource, on_done=done)
 
 
 @pytest.mark.parametrize("keep", ["failed", "none", "all"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,11 @@ import numpy as np
 from tace.prediction import CommitteePrediction
 
 from .. import tasks
+from ..budget import Budget
 from ..config import Campaign
-from ..executors import Executor, Task
+from ..costs import Meter
+from ..errors import EnvironmentProblemError
+from ..executors import Executor, Task, WorkerKilledError
 from ..identity import content_hash, seed_for
 from ..label_runners import LabelRunner, WorkerLabels
 from ..labelers.base import Labeler, fingerprint, make_labeler, require_elements
@@ -33,6 +36,9 @@ class Context:
     progress: Progress
     fidelities: tuple[str, ...]  # in use: all of the file's, or the subset asked for
     inline: bool
+    budget: Budget
+    meter: Meter = field(default_factory=Meter)
+    open_pairs: tuple[tuple[str, str], ...] = ()  # (uid, fidelity) under way beside the loop (`run.overlap`)
     labelers: dict[str, Labeler] = field(default_factory=dict)
     fingerprints: dict[str, str] = field(default_factory=dict)
     label_runner: LabelRunner = None  # type: ignore[assignment]  # None: the executor
@@ -73,10 +79,15 @@ class Context:
         """Run tasks that must all succeed, with progress; results in the order of the requests.
 
         Raises:
+            EnvironmentProblemError: a task took its worker down again and again.
             Exception: the first failure of a task, as it was.
         """
 
         def found(result: dict[str, Any] | BaseException) -> dict[str, Any]:
+            if isinstance(result, WorkerKilledError):
+                raise EnvironmentProblemError(
+                    f"{what}: {result}; out of memory, or killed by hand? The same command continues"
+                ) from result
             if isinstance(result, BaseException):
                 raise result
             return result
@@ -104,6 +115,8 @@ class Context:
             if take is not None:
                 take(result)
             results[index] = result
+            if not isinstance(result, BaseException):
+                self.meter.add(result)
             bar.advance()
 
         with self.progress.stage(what, len(requests)) as bar:
@@ -163,7 +176,10 @@ class CommitteeScores:
             )
         axis = {"energies_eV": 1}
         return cls(
-            **{k: np.concatenate([p[k] for p in parts], axis=axis.get(k, 0)) for k in parts[0]}
+            **{
+                f.name: np.concatenate([p[f.name] for p in parts], axis=axis.get(f.name, 0))
+                for f in fields(cls)
+            }
         )
 
     def prediction(self) -> CommitteePrediction:

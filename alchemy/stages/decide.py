@@ -120,13 +120,29 @@ def assess(
     state.facts["fresh"] = {}
     saddles.assess(context, state, picked)
     for fidelity in context.fidelities:
-        own = [p for p in picked if fidelity in p["fidelities"]]
+        own = _unseen(context, state, picked, fidelity)
         measured = _fresh(context, state, own, fidelity, calibration)
         if measured:
             state.facts["fresh"][fidelity] = measured
     fitted, pairs = refit(context, state)
     state.facts["calibration"] = {**fitted.to_json(), "pairs": pairs}
     return {"calibration": fitted.to_json()}, fitted
+
+
+def _unseen(
+    context: Context, state: RoundState, picked: Sequence[dict[str, Any]], fidelity: str
+) -> list[dict[str, Any]]:
+    """Picks of the round; where labels come in late, of all rounds, that the committee was not trained on."""
+    data = state.outputs("data")
+    if data is None:
+        return [p for p in picked if fidelity in p["fidelities"]]
+    before = context.store.snapshot(data["as_of"])
+    past = [RoundState(context.home, n).outputs("select") or {} for n in range(1, state.number)]
+    every = [*(p for one in past for p in one.get("picked", [])), *picked]
+    mark = context.fingerprints[fidelity]
+    keys = {label_key(p["uid"], fidelity, mark): p for p in every if fidelity in p["fidelities"]}
+    known = before.label_states(keys)
+    return [p for key, p in keys.items() if key not in known]
 
 
 def _fresh(

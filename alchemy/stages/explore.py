@@ -28,6 +28,7 @@ from . import saddles
 from .context import Context
 from .downhill import downhill_conditions
 from .dynamics import climbed, climbs, dynamics
+from .model import data_of
 from .watch import watch_random
 
 _SAID = (TaceError, AlchemyError)  # errors with a message for people
@@ -35,7 +36,7 @@ _SAID = (TaceError, AlchemyError)  # errors with a message for people
 
 def explore(context: Context, state: RoundState, calibration: Calibration) -> dict[str, Any]:
     """Every condition is a task; candidates go to the store with where they came from."""
-    snapshot = context.store.snapshot()
+    snapshot = data_of(context, state)  # a resume must find the starts of walks that are over
     requests: list[dict[str, Any]] = []
     past = climbs(context, state.number)
     for n, item in enumerate(context.campaign.explore):

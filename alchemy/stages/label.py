@@ -5,7 +5,8 @@ from __future__ import annotations
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -14,25 +15,41 @@ import numpy as np
 
 from .. import tasks
 from ..batch_ledger import LOST_REASONS
+from ..budget import BudgetEndedError, Cost
 from ..datasets import isolated_energies, rows_of
 from ..errors import EnvironmentProblemError
 from ..executors import WorkerKilledError
 from ..identity import label_key
-from ..label_runners import LostLabelError
+from ..label_runners import LostLabelError, Requests
+from ..progress import Bar
 from ..records import FILE_NAME, LabelRecord, atoms_to_document
-from ..store import FailureRow, LabelRow
+from ..store import FailureRow, LabelRow, Snapshot
 from .context import Context
 
 FLUSH_S = 1.0  # records wait at most this long on disk before they are in the store as well
 FLUSH_RECORDS = 64
+TIDY_AFTER = 32  # commits of a few labels each, after which they are merged
+READ_AT_ONCE = 256
+KILLED = ("program-killed",)  # by the kernel or by hand, which says nothing about the structure
+MAX_ATTEMPTS = 3
 
 
 def label(
-    context: Context, requests: Sequence[tuple[str, str]], *, what: str
+    context: Context,
+    requests: Sequence[tuple[str, str]],
+    *,
+    what: str,
+    attempts: Mapping[str, int] | None = None,
+    bar: Bar | None = None,
 ) -> None:
     """Label (uid, fidelity) pairs that the store does not have; failures become rows, not exceptions.
 
+    Args:
+        attempts: label keys to try again, with the number of the attempt (`alchemy redo`).
+        bar: where progress is shown; None: a line of its own named `what`.
+
     Raises:
+        BudgetEndedError: the next label does not fit; those that had begun are in the store.
         EnvironmentProblemError: a task failed for a reason that is not the structure's.
     """
     snapshot = context.store.snapshot()
@@ -40,52 +57,101 @@ def label(
         label_key(uid, fidelity, context.fingerprints[fidelity]): (uid, fidelity)
         for uid, fidelity in requests
     }
-    pending = [key for key in keys if snapshot.label_is_ok(key) is None]
-    if not pending:
+    known = snapshot.label_states(keys)
+    again = attempts or {}
+    asked = {key: again.get(key, 1) for key in keys if key not in known or key in again}
+    if not asked:
         return
-    e0 = symbols_of(isolated_energies(snapshot, context.fidelities))
-    documents = []
-    for key in pending:
-        uid, fidelity = keys[key]
-        chosen = context.campaign.fidelities[fidelity]
-        documents.append(
-            {
-                "key": key,
-                "structure": atoms_to_document(snapshot.structure(uid)),
-                "fidelity": fidelity,
-                "labeler": chosen.labeler,
-                "options": chosen.options,
-                "base_dir": str(context.campaign.base_dir),
-                "root": str(context.home.labels),
-                "gate": {},
-                "e0_eV": e0.get(fidelity) if len(snapshot.structure(uid)) > 1 else None,
-            }
-        )
-    sink = _Sink(context)
     context.home.labels.mkdir(parents=True, exist_ok=True)
-    _sweep(context, set(keys) - set(pending))
+    _sweep(context, known.keys() - asked.keys())
+    with nullcontext(bar) if bar else context.progress.stage(what, len(asked)) as shown:
+        purchase = _Purchase(context, snapshot, keys, shown)
+        try:
+            while asked:  # what was killed from outside is tried again, at most MAX_ATTEMPTS times
+                purchase.run(asked)
+                asked, purchase.killed = purchase.killed, {}
+        finally:
+            purchase.sink.flush()
+    _sweep(context, purchase.sink.stored)
 
-    def done(index: int, result: dict[str, Any] | BaseException) -> None:
-        uid, fidelity = keys[pending[index]]
+
+class _Purchase:
+    """Labels on their way from requests, which are made when a worker has room, to the sink."""
+
+    def __init__(
+        self, context: Context, snapshot: Snapshot, keys: Mapping[str, tuple[str, str]], bar: Bar
+    ) -> None:
+        self.context, self.snapshot, self.keys, self.bar = context, snapshot, keys, bar
+        self.e0 = symbols_of(isolated_energies(snapshot, context.fidelities))
+        self.sink = _Sink(context)
+        self.sent: list[str] = []
+        self.killed: dict[str, int] = {}
+
+    def run(self, attempts: Mapping[str, int]) -> None:
+        """One pass over the keys; `killed` holds those that need another."""
+        self.sent = []
+        budget = self.context.budget
+        ended: list[BudgetEndedError] = []
+
+        def documents() -> Iterator[dict[str, Any]]:
+            for document, price in self._documents(attempts):
+                try:
+                    budget.begin(document["key"], price)
+                except BudgetEndedError as end:
+                    ended.append(end)
+                    return
+                self.sent.append(document["key"])
+                yield document
+
+        self.context.label_runner.run(Requests(documents(), len(attempts)), on_done=self._done)
+        if ended:
+            raise ended[0]
+
+    def _documents(self, attempts: Mapping[str, int]) -> Iterator[tuple[dict[str, Any], Cost]]:
+        """Requests and what they may cost; structures are read some at a time."""
+        keys = list(attempts)
+        for start in range(0, len(keys), READ_AT_ONCE):
+            some = keys[start : start + READ_AT_ONCE]
+            frames = self.snapshot.structures([self.keys[key][0] for key in some])
+            for key, atoms in zip(some, frames, strict=True):
+                fidelity = self.keys[key][1]
+                chosen = self.context.campaign.fidelities[fidelity]
+                document = {
+                    "key": key,
+                    "structure": atoms_to_document(atoms),
+                    "fidelity": fidelity,
+                    "labeler": chosen.labeler,
+                    "options": chosen.options,
+                    "base_dir": str(self.context.campaign.base_dir),
+                    "root": str(self.context.home.labels),
+                    "gate": {},
+                    "e0_eV": self.e0.get(fidelity) if len(atoms) > 1 else None,
+                    "attempt": attempts[key],
+                }
+                yield document, self.context.budget.label_price(fidelity, len(atoms))
+
+    def _done(self, index: int, result: dict[str, Any] | BaseException) -> None:
+        key = self.sent[index]
+        uid, fidelity = self.keys[key]
         if isinstance(result, WorkerKilledError):
-            sink.lost(uid, fidelity, str(result))
+            self.context.budget.end(key)
+            self.sink.lost(uid, fidelity, str(result))
         elif isinstance(result, LostLabelError):
-            sink.lost(uid, fidelity, result.message, reason=result.reason)
+            self.context.budget.end(key)
+            self.sink.lost(uid, fidelity, result.message, reason=result.reason)
         elif isinstance(result, BaseException):
             raise EnvironmentProblemError(
                 f"labelling {uid[:8]} with {fidelity} failed outside the calculation: {result}"
             ) from result
         else:
-            sink.take(tasks.read_label(context.home.labels, result["key"]))
-            bar.note(f"{fidelity} {'ok' if result['status'] == 'ok' else result['reason']}")
-        bar.advance()
-
-    with context.progress.stage(what, len(pending)) as bar:
-        try:
-            context.label_runner.run(documents, on_done=done)
-        finally:
-            sink.flush()
-    _sweep(context, sink.stored)
+            record = tasks.read_label(self.context.home.labels, result["key"])
+            self.context.budget.end(key, record)
+            if record.reason in KILLED and record.attempt < MAX_ATTEMPTS:
+                self.killed[key] = record.attempt + 1
+                return
+            self.sink.take(record)
+            self.bar.note(f"{fidelity} {'ok' if record.status == 'ok' else record.reason}")
+        self.bar.advance()
 
 
 class _Sink:
@@ -194,6 +260,9 @@ def label_facts(context: Context, requests: Sequence[tuple[str, str]]) -> dict[s
     for uid, fidelity in requests:
         own = facts.setdefault(fidelity, {"ok": 0, "failed": {}, "cpu_s": 0.0, "wall_s": 0.0})
         row = snapshot.label(label_key(uid, fidelity, context.fingerprints[fidelity]))
+        if row is None and (uid, fidelity) in context.open_pairs:
+            own["open"] = own.get("open", 0) + 1
+            continue
         if row is None:
             reason = lost.get((uid, fidelity), "missing")
             own["failed"][reason] = own["failed"].get(reason, 0) + 1

@@ -27,7 +27,7 @@ def train(context: Context, state: RoundState, *, final: bool = False) -> dict[s
     Args:
         final: nothing is explored with this committee, so that it needs no cold member.
     """
-    snapshot = context.store.snapshot()
+    snapshot = data_of(context, state)
     requests = [_request(context, state.number, k, snapshot) for k in range(context.members)]
     for member, request in enumerate(requests):
         request["init"] = _warm_start(context, state.number, member, final=final)
@@ -45,6 +45,12 @@ def train(context: Context, state: RoundState, *, final: bool = False) -> dict[s
     if found:
         state.facts["train"]["divergence"] = found
     return {"as_of": snapshot.last, "models": context.models(state.number)}
+
+
+def data_of(context: Context, state: RoundState) -> Snapshot:
+    """The store as the round found it where labels come in meanwhile, else as it is."""
+    found = state.outputs("data")
+    return context.store.snapshot(None if found is None else found["as_of"])
 
 
 def _trained(context: Context, requests: list[dict[str, Any]]) -> list[dict[str, Any]]:

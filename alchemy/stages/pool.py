@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -39,7 +40,8 @@ def build_pool(
     ]
     met = {e.structure_uid: e for e in snapshot.events(kind="candidate", round=state.number)}
     parts = snapshot.part_of()
-    known = sorted({r.structure_uid for r in snapshot.labels() if parts.get(r.structure_uid) == TRAIN})
+    labelled = {r.structure_uid for r in snapshot.labels() if parts.get(r.structure_uid) == TRAIN}
+    known = sorted(labelled | {uid for uid, _ in context.open_pairs})  # the latter soon will be
     train = score(known, "train")
     predicted = train.per_structure(train.mean_forces_eV_per_A)
     _training_error(context, state, snapshot, dict(zip(known, predicted, strict=True)))
@@ -77,10 +79,11 @@ def shares(context: Context) -> Shares:
     levels = measured_levels(context)
     found: Shares = choice(levels, target=context.target, budget_cpu_s=chosen.cost_per_round_s)
     limits = context.campaign.stop.labels or {}
-    within = {
-        level.name: max(0, min(found.labels[level.name], limits.get(level.name, 10**9) - level.labels))
-        for level in levels
+    under_way = Counter(fidelity for _, fidelity in context.open_pairs)
+    room = {
+        level.name: limits.get(level.name, 10**9) - level.labels - under_way[level.name] for level in levels
     }
+    within = {name: max(0, min(found.labels[name], places)) for name, places in room.items()}
     return replace(found, labels=within)
 
 
