@@ -245,17 +245,9 @@ def _data(context: Context, state: RoundState, backlog: Backlog, *, final: bool)
     if final and state.outputs("data") is None:
         backlog.drain()
         for number in range(1, state.number):
-            _recount(context, number)
+            label.recount(context, RoundState(context.home, number))
     backlog.look()
     _do(context, state, "data", lambda: {"as_of": context.store.snapshot().last})
-
-
-def _recount(context: Context, number: int) -> None:
-    """What became of the labels of a round, now that all of them are known."""
-    state = RoundState(context.home, number)
-    requests = _pairs((state.outputs("select") or {}).get("requests", []))
-    state.facts["label"] = label.label_facts(context, requests)
-    state.save_facts()
 
 
 def _do(

@@ -13,6 +13,7 @@ import click
 from alchemy import (
     __version__,
     cli_campaign,
+    cli_costs,
     cli_data,
     cli_label,
     cli_plugins,
@@ -47,8 +48,8 @@ def cli() -> None:
 
 
 for _module in (
-    cli_campaign, cli_why, cli_data, cli_train, cli_sample, cli_ts, cli_select, cli_label, cli_plugins,
-    cli_submit, cli_templates,
+    cli_campaign, cli_costs, cli_why, cli_data, cli_train, cli_sample, cli_ts, cli_select, cli_label,
+    cli_plugins, cli_submit, cli_templates,
 ):  # fmt: skip
     for _command in _module.COMMANDS:
         cli.add_command(_command)

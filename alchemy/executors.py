@@ -322,6 +322,7 @@ def make_executor(
     from dask.distributed import Client
 
     dask.config.set({"distributed.scheduler.allowed-failures": 2})
+    dask.config.set({"distributed.worker.profile.enabled": False})  # 100 looks a second
     if run.where in BATCH_SYSTEMS:
         from .executors_cluster import start_fleet
 
@@ -330,7 +331,7 @@ def make_executor(
     threads = run.threads_per_worker
     if run.where == "local":
         count = max(1, cores() // threads) if run.workers == "auto" else int(run.workers)
-        cluster = _local_cluster(count, threads, _gpu_count(run.gpus))
+        cluster = _local_cluster(count, threads, gpu_count(run.gpus))
         return DaskExecutor(Client(cluster, set_as_default=False), StandingSupply(cluster), interrupt)
     try:
         client = Client(run.where, timeout="10s", set_as_default=False)
@@ -339,7 +340,8 @@ def make_executor(
     return DaskExecutor(client, StandingSupply(), interrupt, waiting=waiting)
 
 
-def _gpu_count(gpus: int | str) -> int:
+def gpu_count(gpus: int | str) -> int:
+    """GPUs that the `run` block means: of `auto`, all that are visible."""
     if gpus != "auto":
         return int(gpus)
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")

@@ -10,7 +10,6 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -33,7 +32,7 @@ class Price:
         return Price(factor * self.low, factor * self.mid, factor * self.high, self.source)
 
     def __add__(self, other: Price) -> Price:
-        source = self.source if self.source == other.source else f"{self.source}; {other.source}"
+        source = "; ".join(dict.fromkeys(filter(None, (self.source, other.source))))
         return Price(self.low + other.low, self.mid + other.mid, self.high + other.high, source)
 
 
@@ -47,7 +46,7 @@ def around(mid: float, factor: float, source: str) -> Price:
 
 @dataclass(frozen=True)
 class Default:
-    """CPU seconds of a label: at least `least`, `eight` more for eight atoms, growing with atoms**power."""
+    """CPU seconds of a label: `least`, and `eight` more for eight atoms, which grow with atoms**power."""
 
     eight: float
     power: float
@@ -72,12 +71,6 @@ DEFAULT_FACTOR = 10.0
 PROBE_FACTOR = 2.0  # one small label or some steps stand for all
 MEASURED_FACTOR = 1.3  # later structures are farther from equilibrium, and machines are shared
 FEW_LABELS = 4  # fewer measured ones than this say less
-
-# one step of training, and one force of the committee: CPU seconds per atom and member, by preset, compiled
-# kernels on one core; 0.45 ms per atom and step of nano is what the urea campaign takes
-STEP_PER_ATOM = {"nano": 0.45e-3, "small": 1.5e-3, "medium": 5e-3, "large": 2e-2}
-FORCE_PER_ATOM = {"nano": 0.06e-3, "small": 0.2e-3, "medium": 0.6e-3, "large": 2.5e-3}
-MODEL_FACTOR = 4.0
 
 
 class Labels:
@@ -143,12 +136,3 @@ class CampaignPrices:
     def learn_stage(self, stage: str, cost: Cost) -> None:
         """It was done once more."""
         self._stages[stage] = cost
-
-
-def training_price(campaign: Campaign, atoms: float, measured: Mapping[str, Any] | None = None) -> Price:
-    """Of one step of one member on a batch of frames with this many atoms each."""
-    if measured is not None:
-        factor = PROBE_FACTOR if measured["source"].startswith("probe") else MEASURED_FACTOR
-        return around(measured["cpu_s"], factor, measured["source"])
-    per_atom = STEP_PER_ATOM[campaign.model.preset]
-    return around(per_atom * atoms * campaign.model.train.batch, MODEL_FACTOR, "default of the preset")

@@ -6,16 +6,19 @@ looks for its own finished output first, so that a task that is sent again does 
 
 from __future__ import annotations
 
+import fcntl
 import io
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .identity import label_key, structure_uid
 from .records import (
     LabelRecord,
     atoms_from_document,
@@ -37,22 +40,38 @@ def train_member(request: dict[str, Any]) -> dict[str, Any]:
 def label(request: dict[str, Any]) -> dict[str, Any]:
     """Label one structure at one fidelity; the record is on disk when this returns."""
     from .gate import Gate
-    from .labelers.base import make_labeler
+    from .labelers.base import fingerprint, make_labeler
     from .labelers.label import label_structure
 
     labeler = make_labeler(
         request["labeler"], request["options"], base_dir=Path(request["base_dir"])
     )
-    record = label_structure(
-        atoms_from_document(request["structure"]),
-        fidelity=request["fidelity"],
-        labeler=labeler,
-        root=Path(request["root"]),
-        gate=Gate(**request["gate"]),
-        e0_eV=request["e0_eV"],
-        attempt=request.get("attempt", 1),
-    )
+    atoms = atoms_from_document(request["structure"])
+    fidelity, root = request["fidelity"], Path(request["root"])
+    with _held(root / f"{label_key(structure_uid(atoms), fidelity, fingerprint(labeler))}.lock"):
+        record = label_structure(
+            atoms,
+            fidelity=fidelity,
+            labeler=labeler,
+            root=root,
+            gate=Gate(**request["gate"]),
+            e0_eV=request["e0_eV"],
+            attempt=request.get("attempt", 1),
+        )
     return {"key": record.key, "status": record.status, "reason": record.reason}
+
+
+@contextmanager
+def _held(path: Path) -> Iterator[None]:
+    """One process at a time: a worker that outlives its controller may still be at the same label.
+
+    A killed holder frees the lock with its death. File systems without locks go without.
+    """
+    with open(path, "a", encoding="utf-8") as file:
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+        path.unlink(missing_ok=True)  # whoever waited for it finds the record
 
 
 def read_label(root: Path, key: str) -> LabelRecord:

@@ -17,9 +17,11 @@ from typing import Any
 
 import numpy as np
 
+from .errors import EnvironmentProblemError
 from .records import finite_or_none, read_json, write_json_atomic
 
 PR_SET_PDEATHSIG = 1
+TRIES = 3  # of a training that is killed from outside
 
 
 def die_with_parent() -> None:
@@ -31,6 +33,7 @@ def train_in_process(request: dict[str, Any]) -> dict[str, Any]:
     """Run `train` in a child process and return its result.
 
     Raises:
+        EnvironmentProblemError: the child was killed again and again.
         RuntimeError: the child failed; the message holds its last lines.
     """
     out = Path(request["out"])
@@ -39,15 +42,22 @@ def train_in_process(request: dict[str, Any]) -> dict[str, Any]:
     write_json_atomic(asked, request)
     threads = str(request["threads"])
     environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-    done = subprocess.run(
-        [sys.executable, "-m", "alchemy.training", str(asked)],
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        preexec_fn=die_with_parent,
-        check=False,
-    )
+    for _ in range(TRIES):
+        done = subprocess.run(
+            [sys.executable, "-m", "alchemy.training", str(asked)],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            preexec_fn=die_with_parent,
+            check=False,
+        )
+        if done.returncode != -signal.SIGKILL:
+            break  # a killed one goes on from its checkpoint
+    if done.returncode == -signal.SIGKILL:
+        raise EnvironmentProblemError(
+            f"training of {out.name} was killed {TRIES} times; out of memory? A smaller batch needs less"
+        )
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines()[-8:]
         raise RuntimeError(f"training of {out.name} failed: " + "\n".join(lines))
@@ -83,7 +93,7 @@ def train(request: dict[str, Any]) -> dict[str, Any]:
     inside, outside = split_validation(
         uids, fraction=request["validation"], seed=request["split_seed"]
     )
-    model = _model(request, frames)
+    model = model_of(request, frames)
     if request["trunk"] is not None:
         inside = [int(n) for n in np.random.default_rng(request["seed"]).choice(inside, len(inside))]
     samples = make_samples(frames, model.config)
@@ -114,7 +124,7 @@ def train(request: dict[str, Any]) -> dict[str, Any]:
     return document
 
 
-def _model(request: dict[str, Any], frames: list[Any]) -> Any:
+def model_of(request: dict[str, Any], frames: list[Any]) -> Any:
     """A new model with the statistics of the frames, the one to continue from, or new readouts on a trunk."""
     import torch
 

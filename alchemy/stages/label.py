@@ -23,6 +23,7 @@ from ..identity import label_key
 from ..label_runners import LostLabelError, Requests
 from ..progress import Bar
 from ..records import FILE_NAME, LabelRecord, atoms_to_document
+from ..state import RoundState
 from ..store import FailureRow, LabelRow, Snapshot
 from .context import Context
 
@@ -63,7 +64,7 @@ def label(
     if not asked:
         return
     context.home.labels.mkdir(parents=True, exist_ok=True)
-    _sweep(context, known.keys() - asked.keys())
+    _sweep(context, (key for key, ok in known.items() if ok and key not in asked))
     with nullcontext(bar) if bar else context.progress.stage(what, len(asked)) as shown:
         purchase = _Purchase(context, snapshot, keys, shown)
         try:
@@ -214,7 +215,7 @@ def _empty(directory: Path) -> None:
 
 
 def _sweep(context: Context, keys: Iterable[str]) -> None:
-    """Remove the directories of these labels, which the store has, unless all are kept."""
+    """Remove the directories of these labels, which are good and in the store, unless all are kept."""
     if context.campaign.keep.label_directories != "all":
         for key in keys:
             shutil.rmtree(context.home.labels / key, ignore_errors=True)
@@ -274,6 +275,14 @@ def label_facts(context: Context, requests: Sequence[tuple[str, str]]) -> dict[s
         else:
             own["ok"] += 1
     return facts
+
+
+def recount(context: Context, state: RoundState) -> None:
+    """Write anew what became of the labels of a round, where some came later."""
+    asked = state.outputs("start" if state.number == 0 else "select")
+    if asked is not None and "label" in state.facts:
+        state.facts["label"] = label_facts(context, [(uid, f) for uid, f in asked["requests"]])
+        state.save_facts()
 
 
 def require_usable(context: Context) -> None:

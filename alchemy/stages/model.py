@@ -11,6 +11,7 @@ from tace.comparison import errors
 from tace.data import Labelled
 
 from .. import tasks
+from ..config import Campaign
 from ..datasets import TEST, TRAIN, counts, isolated_energies, labelled, rows_of, total_labels
 from ..state import RoundState
 from ..store import LabelRow, Snapshot
@@ -66,8 +67,9 @@ def _trained(context: Context, requests: list[dict[str, Any]]) -> list[dict[str,
     return results + context.run(tasks.train_member, others, resource="GPU", what="train readouts")
 
 
-def _request(context: Context, number: int, member: int, snapshot: Snapshot) -> dict[str, Any]:
-    model, settings = context.campaign.model, context.campaign.model.train
+def recipe(campaign: Campaign, fidelities: Sequence[str]) -> dict[str, Any]:
+    """What the campaign's models are and how they are trained, as `training` takes it."""
+    model, settings = campaign.model, campaign.model.train
     chosen: dict[str, Any] = {
         "channels": model.overrides.channels,
         "l_max": model.overrides.l_max,
@@ -81,15 +83,12 @@ def _request(context: Context, number: int, member: int, snapshot: Snapshot) -> 
     }
     overrides = {name: value for name, value in chosen.items() if value is not None}
     return {
-        "store": str(context.home.store),
-        "as_of": snapshot.last,
-        "fidelities": list(context.fidelities),
-        "elements": sorted(_numbers(context.campaign.elements)),
+        "fidelities": list(fidelities),
+        "elements": sorted(_numbers(campaign.elements)),
         "preset": model.preset,
         "cutoff_A": model.cutoff_A,
         "overrides": {k: list(v) if isinstance(v, tuple) else v for k, v in overrides.items()},
         "dtype": model.dtype,
-        "e0_eV": _reference(context, snapshot),
         "settings": {
             "steps": settings.steps,
             "batch_size": settings.batch,
@@ -108,11 +107,20 @@ def _request(context: Context, number: int, member: int, snapshot: Snapshot) -> 
         },
         "warm_share": settings.warm_share,
         "validation": settings.validation,
+        "threads": campaign.run.threads_per_worker,
+    }
+
+
+def _request(context: Context, number: int, member: int, snapshot: Snapshot) -> dict[str, Any]:
+    return {
+        **recipe(context.campaign, context.fidelities),
+        "store": str(context.home.store),
+        "as_of": snapshot.last,
+        "e0_eV": _reference(context, snapshot),
         "split_seed": context.seed("split", member),  # the same bag every round: no leak by warm start
         "seed": context.seed(number, "train", member),
         "member": member,
         "trunk": None,
-        "threads": context.campaign.run.threads_per_worker,
         "inline": context.inline,
         "out": str(context.home.members(number, context.members)[member]),
     }
