@@ -207,10 +207,13 @@ def _explorers(campaign: Campaign, work: Work, starts: float) -> None:
             work.other_explorers = other if work.other_explorers is FREE else work.other_explorers + other
             continue
         md = item.md
-        steps = max(1, round(md.time_fs / md.timestep_fs))
-        work.explorer_tasks += len(md.T_K)
-        work.force_calls += len(md.T_K) * md.walkers * steps
+        # of a ladder, which is climbed from short to long, half of its height
+        length_fs = md.time_fs or sum(md.ladder_fs or ()) / len(md.ladder_fs or (0,))
+        conditions = len(md.T_K) * len(md.pressures_eV_per_A3)
+        steps = max(1, round(length_fs / md.timestep_fs))
+        work.explorer_tasks += conditions
+        work.force_calls += conditions * md.walkers * steps
         samples = 4.0 if md.sample_every is None else max(1, steps // md.sample_every)
         # a walk that ends early has offered the frames up to there and the one that ended it
-        work.candidates += len(md.T_K) * md.walkers * (0.3 * samples + 1)
+        work.candidates += conditions * md.walkers * (0.3 * samples + 1)
     work.candidates = max(work.candidates, 1.0)
