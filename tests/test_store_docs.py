@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -105,3 +106,24 @@ def test_a_campaign_goes_on_with_labels_that_were_imported(tmp_path, capsys):
     codes = {row.code for row in view.labels(fidelity="emt")}
     assert any(code.startswith("imported from in.xyz") for code in codes)
     assert len(codes) == 2
+
+
+@pytest.mark.skipif(shutil.which("h5dump") is None, reason="apt-get install hdf5-tools")
+def test_h5dump_opens_a_compacted_store_and_a_commit(store):
+    """Another program with another libhdf5: 1.10 where Debian has it, while files are written with 2.0."""
+    frames = [water(), hydrogen(1)]
+    labels = [label_of(frames[0], energy=-1.5), label_of(frames[1], energy=2.25)]
+    store.append(structures=frames, labels=labels)
+    (commit,) = store.directory.glob("c*.h5")
+    copy = Path(shutil.copy(commit, store.path.with_name("commit.h5")))
+    store.compact()
+    for path in (store.path, copy):
+        how = {"capture_output": True, "text": True, "timeout": 60}
+        header = subprocess.run(["h5dump", "-H", str(path)], **how)
+        assert (header.returncode, header.stderr) == (0, "")
+        assert {"labels", "structures", "integrity"} <= set(re.findall(r'GROUP "(\w+)"', header.stdout))
+        assert re.search(r'DATASET "energy" \{\s+DATATYPE  H5T_IEEE_F64LE', header.stdout)
+        values = ["h5dump", "-y", "-w", "0", "-d", "/labels/energy", str(path)]
+        assert "-1.5, 2.25" in subprocess.run(values, **how).stdout
+        units = ["h5dump", "-a", "/labels/atoms/forces/unit", str(path)]
+        assert "eV/Angstrom" in subprocess.run(units, **how).stdout

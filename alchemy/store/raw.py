@@ -37,13 +37,15 @@ class RawRows:
         """Rows of a table, rows that are not current included."""
         return int(self._index.starts(table)[-1])
 
+    def _having(self, table: str) -> Iterator[Segment]:
+        return (segment for segment in self._segments if row_count(segment, table))
+
     def column(self, table: str, name: str) -> np.ndarray:
         """A column by raw row number; not to be written to."""
         key = (table, name)
         if key not in self._columns:
-            arrays = [(segment, _column(segment, table, name)) for segment in self._segments]
-            present = [(segment, array) for segment, array in arrays if array is not None]
-            self._columns[key] = joined(present) if present else _empty(table, name)
+            arrays = ((segment, _column(segment, table, name)) for segment in self._having(table))
+            self._columns[key] = joined(self.count(table), arrays, empty=_empty(table, name))
         found: np.ndarray = self._columns[key]
         return found
 
@@ -52,18 +54,10 @@ class RawRows:
         key = (table, f"{name}/codes")
         if key not in self._columns:
             vocabulary: dict[str, int] = {}
-            parts = []
-            for segment in self._segments:
-                local = segment.get(f"/{table}/{name}")
-                if local is not None and len(local):
-                    new = [vocabulary.setdefault(w, len(vocabulary)) for w in words(segment, name)]
-                    if new == list(range(len(new))):  # the code of nothing is −1 as a signed number
-                        parts.append((segment, local.view(np.int32)))
-                    else:
-                        lookup = np.array([*new, -1], np.int32)
-                        codes = lookup[np.where(local == NULL_CODE, len(new), local)]
-                        parts.append((segment, codes))
-            self._columns[key] = Codes(joined(parts) if parts else np.zeros(0, np.int32), vocabulary)
+            path = f"/{table}/{name}"
+            parts = ((s, _recoded(s, path, vocabulary)) for s in self._having(table))
+            codes = joined(self.count(table), parts, empty=np.zeros(0, np.int32))
+            self._columns[key] = Codes(codes, vocabulary)
         found: Codes = self._columns[key]
         return found
 
@@ -93,8 +87,8 @@ class RawRows:
     @cached_property
     def max_forces(self) -> np.ndarray:
         """Largest norm of a force by raw row number of labels, eV/Å; NaN without forces."""
-        having = [segment for segment in self._segments if row_count(segment, "labels")]
-        return joined([(s, max_force_in(s)) for s in having]) if having else np.zeros(0)
+        parts = ((segment, max_force_in(segment)) for segment in self._having("labels"))
+        return joined(self.count("labels"), parts, empty=np.zeros(0))
 
     @cached_property
     def repeats(self) -> tuple[np.ndarray, np.ndarray]:
@@ -133,15 +127,7 @@ class RawRows:
         return found
 
     def _structure_of(self, table: str) -> np.ndarray:
-        parts = []
-        for segment, start in zip(self._segments, self._index.starts("structures").tolist(), strict=False):
-            if n := row_count(segment, table):
-                own = segment.get(f"/{table}/structure_row")
-                if own is None:
-                    uids = segment[f"/{table}/structure_uid"]
-                    own = first_rows(n, *matches(segment, "/structures/uid", uids))
-                parts.append((segment, own if start == 0 else np.where(own < 0, -1, own + start)))
-        found = joined(parts) if parts else np.zeros(0, np.int64)
+        found = joined(self.count(table), self._own_structures(table), empty=np.zeros(0, np.int64))
         elsewhere = np.flatnonzero(found < 0)
         again, origin = self.repeats
         if len(elsewhere) or len(again):
@@ -153,6 +139,16 @@ class RawRows:
             first[again], first[-1] = origin, -1
             found = first[found]
         return found
+
+    def _own_structures(self, table: str) -> Iterator[tuple[Segment, np.ndarray]]:
+        """Of each segment the raw rows of structures that are in it themselves, −1 for others."""
+        for segment, start in zip(self._segments, self._index.starts("structures").tolist(), strict=False):
+            if n := row_count(segment, table):
+                own = segment.get(f"/{table}/structure_row")
+                if own is None:
+                    uids = segment[f"/{table}/structure_uid"]
+                    own = first_rows(n, *matches(segment, "/structures/uid", uids))
+                yield segment, own if start == 0 else np.where(own < 0, -1, own + start)
 
     @cached_property
     def parts(self) -> Codes:
@@ -224,13 +220,24 @@ class RawRows:
         return np.concatenate(parts)
 
 
-def _column(segment: Segment, table: str, name: str) -> np.ndarray | None:
-    """None when the segment has no such rows; zeros when it is older than the column."""
+def _column(segment: Segment, table: str, name: str) -> np.ndarray:
+    """Zeros when the segment is older than the column."""
     array = segment.get(f"/{table}/{name}")
-    if array is None and (n := row_count(segment, table)):
+    if array is None:
         empty = _empty(table, name)
-        return np.zeros((n, *empty.shape[1:]), empty.dtype)
+        return np.zeros((row_count(segment, table), *empty.shape[1:]), empty.dtype)
     return array
+
+
+def _recoded(segment: Segment, path: str, vocabulary: dict[str, int]) -> np.ndarray:
+    """Codes of a segment as those of a common vocabulary, which grows by its texts."""
+    local = segment[path]
+    new = [vocabulary.setdefault(w, len(vocabulary)) for w in words(segment, path.split("/")[-1])]
+    if new == list(range(len(new))):  # the code of nothing is −1 as a signed number
+        return local.view(np.int32)
+    lookup = np.array([*new, -1], np.int32)
+    found: np.ndarray = lookup[np.where(local == NULL_CODE, len(new), local)]
+    return found
 
 
 def _empty(table: str, name: str) -> np.ndarray:

@@ -8,7 +8,7 @@ import mmap
 import os
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +118,6 @@ class Segment:
                     "'alchemy data repair' saves the rest"
                 )
             self._verified.add(path)
-            self.release()
         return self._raw(path)
 
     def _raw(self, path: str) -> np.ndarray:
@@ -228,18 +227,18 @@ class Part(Segment):
         return array[lo:hi] if offset is None else array[int(offset[lo]) : int(offset[hi])]
 
 
-def joined(parts: Sequence[tuple[Segment, np.ndarray]]) -> np.ndarray:
-    """Arrays of several segments, with rows of one kind, as one; a single one is not copied.
+def joined(n: int, parts: Iterable[tuple[Segment, np.ndarray]], *, empty: np.ndarray) -> np.ndarray:
+    """Arrays of several segments, n rows in all, as one; one that is all of them is not copied.
 
     Pages are given back file by file: of 32 files of 15 MB with a query's columns all over them the
-    kernel keeps 300 MB mapped.
+    kernel keeps 300 MB mapped. `empty` is what no rows are.
     """
-    if len(parts) == 1:
-        return parts[0][1]
-    first = parts[0][1]
-    found = np.empty((sum(len(array) for _, array in parts), *first.shape[1:]), first.dtype)
-    start = 0
+    found, start = empty, 0
     for segment, array in parts:
+        if len(array) == n:
+            return array
+        if not start:
+            found = np.empty((n, *array.shape[1:]), array.dtype)
         found[start : start + len(array)] = array
         start += len(array)
         segment.release()
