@@ -19,7 +19,10 @@ from ase.io import read
 from ase.md.langevin import Langevin
 from ase.optimize import FIRE
 
+from tace.quantities import INPUTS
+
 from .builders.build import BUILDERS, Material, build
+from .conditions import conditions_of
 from .errors import StructureError
 from .gate import Gate
 from .labelers.base import make_labeler
@@ -118,7 +121,26 @@ def read_structures(path: Path, index: str, elements: Sequence[str]) -> list[Ato
         problems = Gate().check_structure(atoms)
         if problems:
             raise StructureError(f"{path}, frame {n}: {problems[0][1]}")
+        _refuse_conditions(atoms, f"{path}, frame {n}")
     return frames
+
+
+def _refuse_conditions(atoms: Atoms, where: str) -> None:
+    """A campaign labels under its templates' conditions: one that a file names would be lost in silence."""
+    names = [name for name, quantity in INPUTS.items() if quantity.scope == "structure"]
+    bare = Atoms(atoms.numbers)
+    bare.info |= {n: atoms.info[n] for n in (*names, "charge", "multiplicity") if n in atoms.info}
+    try:
+        found = {name: value for name, value in conditions_of(bare).items() if value.any()}
+    except StructureError as error:
+        raise StructureError(f"{where}: {error}") from None
+    if found:
+        name, value = next(iter(found.items()))
+        raise StructureError(
+            f"{where}: {name} is {value.tolist()}, but labels of a campaign do not follow it: write total "
+            "charge and spin as 'charge' and 'multiplicity', set a field or an electronic temperature in the "
+            "template of the labeler, and remove it here"
+        )
 
 
 def _scratch(request: dict[str, Any]) -> Path:
