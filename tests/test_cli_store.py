@@ -119,7 +119,7 @@ def test_a_store_of_a_newer_alchemy_is_left_alone(run, store, monkeypatch):
     store.append(structures=[water()])
     monkeypatch.undo()
     before = {p.name: p.read_bytes() for p in store.directory.iterdir()}
-    for words in (["query"], ["compact"], ["repair"], ["log"]):
+    for words in (["query"], ["check"], ["compact"], ["repair"], ["log"]):
         code, out, err = run("data", *words, store.path)
         assert code in (2, 3)
         assert "format 2.0 is newer than the 1.2 of this alchemy; upgrade" in out + err, words

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from alchemy.errors import StoreError
+from alchemy.errors import StoreDamagedError, StoreError
 from alchemy.identity import Columns, uids_of_columns
 from alchemy.store import files
 from alchemy.store.columns import TABLES
@@ -18,7 +19,7 @@ from alchemy.store.filesystem import FileSystem
 from alchemy.store.ids import NOTHING, Sorted, id_texts, pairs, prefixes
 from alchemy.store.named import GROUPS, specs_in
 from alchemy.store.schema import NULL_CODE, row_count
-from alchemy.store.segment import Segment, inspect, offset_path
+from alchemy.store.segment import Segment, inspect, offset_path, read_header
 
 if TYPE_CHECKING:
     from alchemy.store.store import Store
@@ -63,12 +64,17 @@ def check(store: Store) -> list[str]:
 
 
 def _place_on_disk(fs: FileSystem, path: Path) -> Any:
-    """What a file and its second name have in common; the path where it cannot be opened."""
+    """What a file and its second name have in common; the path where it cannot be opened.
+
+    Raises StoreError for a file of a newer format: that is no damage, and a repair would not help.
+    """
     try:
         fd = fs.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return path
     try:
+        with contextlib.suppress(StoreDamagedError, OSError):
+            read_header(fs, fd, path)
         stat = fs.fstat(fd)
         return stat.st_dev, stat.st_ino
     finally:

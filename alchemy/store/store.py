@@ -288,7 +288,7 @@ class Store:
     def check(self) -> list[str]:
         """Read every byte of every file; messages name file and dataset. Empty when all is well.
 
-        Raises StoreError when the directory cannot be listed.
+        Raises StoreError when the directory cannot be listed, or a file is of a newer format.
         """
         return check(self)
 
