@@ -1,5 +1,6 @@
 # make demo    set up, run the urea campaign, say where its report is
 # make test    set up, run the tests
+# make test-codes    set up, run the tests that need installed electronic-structure programs
 # Variables:   PYTHON=python3.12   VENV=.venv
 #              TORCH_SPEC='torch==2.9.1+cu128' (remembered in VENV; with PIP_EXTRA_INDEX_URL=… where pip finds it)
 SHELL := /bin/bash
@@ -19,13 +20,14 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 DEMO := runs/urea
 
-.PHONY: help setup demo demo-target-only test test-slurm lint docs clean FORCE
+.PHONY: help setup demo demo-target-only test test-codes test-slurm lint docs clean FORCE
 
 help:
 	@echo "make demo              set up and run the urea campaign ($(DEMO)/campaign.yaml)"
 	@echo "make demo-target-only  the same campaign without its cheap level, and a report of both"
 	@echo "make test              set up and run the tests"
 	@echo "make test-slurm        the tests that start a real Slurm on this machine"
+	@echo "make test-codes        set up and run the tests of installed programs (pw.x, GPAW, ...): minutes"
 	@echo "make lint              ruff and mypy"
 	@echo "make docs              write docs/commands.md anew"
 	@echo "make clean             remove $(VENV) and caches; campaigns stay"
@@ -86,6 +88,9 @@ test: $(STAMP)
 
 test-slurm: $(STAMP)
 	@$(BIN)/python -m pytest -m slurm $(PYTEST_ARGS)
+
+test-codes: $(STAMP)
+	@$(BIN)/python -m pytest -m codes $(PYTEST_ARGS)
 
 lint: $(STAMP)
 	@$(BIN)/ruff check .

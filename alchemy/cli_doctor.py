@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import platform
+import shlex
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -20,7 +22,7 @@ from alchemy.errors import AlchemyError
 from alchemy.gate import Gate
 from alchemy.labelers.base import make_labeler
 from alchemy.labelers.label import label_structure
-from alchemy.plugins import installed
+from alchemy.plugins import find, installed
 
 PACKAGES = ("torch", "numpy", "ase", "dask", "distributed", "h5py", "pydantic", "pyiron_base")
 NEEDS_OPTIONS = {"ase": {"calculator": "ase.calculators.emt.EMT"}}
@@ -113,6 +115,10 @@ def _store() -> Finding:
 def _labelers(campaign: Path | None) -> Iterator[Finding]:
     if campaign is None:
         for name in installed("labelers"):
+            command = getattr(find("labelers", name), "own_command", None)
+            if command is not None:  # its data files and settings are a campaign's
+                yield Finding(name, None, _program(command))
+                continue
             symbol = "Cu" if name in SPEAKS_METAL else "H"
             yield _try(name, name, NEEDS_OPTIONS.get(name, {}), Path.cwd(), symbol)
         return
@@ -120,6 +126,13 @@ def _labelers(campaign: Path | None) -> Iterator[Finding]:
     symbol = "H" if "H" in given.elements else given.elements[0]
     for name, fidelity in given.fidelities.items():
         yield _try(name, fidelity.labeler, fidelity.options, given.base_dir, symbol)
+
+
+def _program(command: str) -> str:
+    """Where the program of a labeler is."""
+    name = shlex.split(command)[0]
+    found = shutil.which(name)
+    return f"{found}; `doctor CAMPAIGN` tries it" if found else f"{name} is not installed"
 
 
 def _try(

@@ -80,7 +80,7 @@ def needs_program(*names):
 UPF_2 = """<UPF version="2.0.1">
 <PP_INFO> functional="none of these" </PP_INFO>
 <PP_HEADER generated='by "hand"' author=''
- element="{element}" pseudo_type="PAW" has_so="{so}" functional="{functional}"/>
+ element="{element}" pseudo_type="PAW" has_so="{so}" is_coulomb="{bare}" functional="{functional}"/>
 </UPF>
 """
 UPF_1 = """<PP_INFO>
@@ -97,7 +97,8 @@ UPF_1 = """<PP_INFO>
 """
 
 
-def write_upf(path, element, functional="SLA  PW   PBX  PBC", *, version=2, so=False):
-    text = (UPF_1 if version == 1 else UPF_2).format(element=element, functional=functional, so="FT"[so])
+def write_upf(path, element, functional="SLA  PW   PBX  PBC", *, version=2, so=False, bare=False):
+    text = UPF_1 if version == 1 else UPF_2
+    text = text.format(element=element, functional=functional, so="FT"[so], bare="FT"[bare])
     path.write_text(text)
     return path

@@ -221,23 +221,26 @@ COVALENT = {"ecutwfc_Ry": 18.0, "ecutrho_Ry": 72.0, "kspacing_per_A": 1.0, "occu
 SMALL_BOX = {"ecutwfc_Ry": 25.0, "vacuum_A": 4.0}
 
 
+quick = needs_program("pw.x")  # two CPU seconds in all: part of the default run where pw.x is there
+
+
 def real(test):
-    return pytest.mark.codes(needs_program("pw.x")(test))
+    return pytest.mark.codes(quick(test))
 
 
 def debian(*elements, **options):
     return make("espresso", **{"pseudopotentials": {e: FILES[e] for e in elements}, **options})
 
 
-@real
+@quick
 @pytest.mark.parametrize(
     ("atoms", "labeler", "input_data", "kpts"),
     [
         (al4(), lambda: make("espresso", **METAL), {"ecutwfc": 15, "ecutrho": 60, "occupations": "smearing",
          "smearing": "cold", "degauss": 0.02}, (2, 2, 2)),
         (bulk("Si"), lambda: debian("Si", **COVALENT), {"ecutwfc": 18, "ecutrho": 72}, (3, 3, 3)),
-        (molecule("CO"), lambda: debian("C", "O", **SMALL_BOX), {"ecutwfc": 25, "ecutrho": 200,
-         "occupations": "smearing", "smearing": "cold", "degauss": 0.01}, None),
+        pytest.param(molecule("CO"), lambda: debian("C", "O", **SMALL_BOX), {"ecutwfc": 25, "ecutrho": 200,
+         "occupations": "smearing", "smearing": "cold", "degauss": 0.01}, None, marks=pytest.mark.codes),
     ],
     ids=["Al4", "Si2", "CO"],
 )  # fmt: skip
@@ -279,7 +282,7 @@ def test_forces_are_the_slope_of_the_free_energy_under_smearing(tmp_path):
     assert np.ptp(entropy) * 13.6 / 0.02 > 5e-3
 
 
-@real
+@quick
 def test_two_steps_do_not_converge_and_the_ladder_does(tmp_path):
     lazy = {**METAL, "electron_maxstep": 2}
     failed = label(al4(), make("espresso", **lazy, retries=0), tmp_path / "none")
@@ -302,7 +305,7 @@ def test_the_oxygen_atom_is_a_triplet_below_its_singlet(tmp_path):
     assert high.energy_eV - low.energy_eV > 1.0  # experiment 1.97 eV; a closed shell is higher, or smeared
 
 
-@real
+@quick
 def test_elements_without_a_file_stop_before_the_program_runs(tmp_path):
     with pytest.raises(InputError, match=r"of Pd: .*espresso/pseudo has none for PBE"):
         label(bulk("Pd"), make("espresso"), tmp_path)

@@ -22,6 +22,7 @@ def shelf(tmp_path):
     write_upf(folder / "Cu.pbe-kjpaw.UPF", "Cu")
     write_upf(folder / "Cu.pz-d.UPF", "Cu", "SLA  PZ   NOGX NOGC")
     write_upf(folder / "Cu.rel-pbe.UPF", "Cu", so=True)
+    write_upf(folder / "Cu.coulomb-ae.UPF", "Cu", bare=True)
     write_upf(folder / "C.pbe-a.UPF", "C", version=1)
     write_upf(folder / "c_pbe_v1.2.uspp.F.UPF", "C", "PBE")
     write_upf(folder / "Pt.rel-pbe.UPF", "Pt", so=True)

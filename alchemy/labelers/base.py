@@ -123,11 +123,16 @@ def _environment() -> SandboxedEnvironment:
     )
 
 
+@lru_cache(maxsize=64)
+def _variables(text: str) -> frozenset[str]:
+    return frozenset(meta.find_undeclared_variables(_environment().parse(text)))
+
+
 def check_variables(template: str | Path, known: Iterable[str]) -> None:
     """Refuse a template that names anything else, in whatever branch: before the first structure."""
     names = sorted(known)
     try:
-        wanted = meta.find_undeclared_variables(_environment().parse(template_text(template)))
+        wanted = _variables(template_text(template))
     except TemplateError as error:
         line = getattr(error, "lineno", None)
         where = f" line {line}" if line else ""

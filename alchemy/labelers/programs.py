@@ -342,7 +342,7 @@ class ProgramLabeler:
         return found.group(1) if found else None
 
     def _check_types(self) -> None:
-        hints = typing.get_type_hints(type(self))
+        hints = _hints(type(self))
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             try:
@@ -388,6 +388,11 @@ def unpaired_electrons(atoms: Atoms) -> int:
 @lru_cache(maxsize=64)  # by type: making one takes longer than using it
 def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
+
+
+@lru_cache(maxsize=64)
+def _hints(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
 
 
 def _shown(changes: Mapping[str, Any]) -> str:

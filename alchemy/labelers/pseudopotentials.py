@@ -34,6 +34,7 @@ class Header:
     element: str
     functional: str  # by its common name, if it has one
     spin_orbit: bool  # of a fully relativistic calculation, for non-collinear runs only
+    coulomb: bool  # the bare nucleus, which no usual cutoff can follow
 
 
 def canonical(functional: str) -> str:
@@ -72,14 +73,20 @@ def _read_header(path: Path, _changed: int) -> Header:
         return Header(
             element=attributes["element"].capitalize(),
             functional=canonical(attributes.get("functional", "")),
-            spin_orbit=attributes.get("has_so", "F").lower().strip(".") in ("t", "true"),
+            spin_orbit=_true(attributes.get("has_so", "F")),
+            coulomb=_true(attributes.get("is_coulomb", "F")),
         )
     lines = {name: _before(body, name) for name in ("Element", "Exchange-Correlation")}
     return Header(
         element=lines["Element"].capitalize(),
         functional=canonical(lines["Exchange-Correlation"]),
         spin_orbit="<PP_ADDINFO>" in text,
+        coulomb=False,
     )
+
+
+def _true(word: str) -> bool:
+    return word.lower().strip(".") in ("t", "true")
 
 
 def _before(body: str, name: str) -> str:
@@ -167,6 +174,8 @@ class Library:
             return f"of {header.element or 'no named element'}"
         if header.functional != canonical(self.functional):
             return f"for {header.functional or 'no named functional'}"
+        if header.coulomb:
+            return "the bare nucleus"
         return "fully relativistic" if header.spin_orbit else None
 
     def _checked(self, element: str, path: Path) -> Path:
