@@ -14,6 +14,7 @@ from label_helpers import label, make
 from program_helpers import needs_program, write_upf
 from test_labelers import slope_error
 
+from alchemy.cli import main
 from alchemy.errors import EnvironmentProblemError, InputError
 from alchemy.labelers.base import LabelFailureError, fingerprint
 from alchemy.labelers.isolated import isolated_atom
@@ -142,6 +143,30 @@ def test_the_fingerprint_knows_the_pseudopotentials_by_content(espresso, tmp_pat
     assert plain == fingerprint(espresso(pseudopotentials={"Al": copied.name}))
     copied.write_text(copied.read_text() + "<!-- newer -->")
     assert plain != fingerprint(espresso(pseudopotentials={"Al": copied.name}))
+
+
+CAMPAIGN = """
+alchemy: 1
+name: alloy
+elements: [Cu, {second}]
+seed: 1
+fidelities: {{pbe: {{labeler: espresso, pseudo_dir: pseudo, target: true}}}}
+start:
+  - rattle: {{structures: start.xyz, count: 1, stdev: 0.05 A}}
+    label: {{pbe: all}}
+"""
+
+
+def test_a_campaign_that_lacks_a_pseudopotential_is_refused_by_check(espresso, tmp_path, capsys):
+    bulk("Cu").write(tmp_path / "start.xyz", format="extxyz")
+    file = tmp_path / "campaign.yaml"
+    file.write_text(CAMPAIGN.format(second="Ni"))
+    assert main(["check", str(file)]) == 0  # `pseudo` is beside the campaign's file, wherever we stand
+    capsys.readouterr()
+    file.write_text(CAMPAIGN.format(second="Pd"))
+    assert main(["check", str(file)]) == 2
+    said = "".join(capsys.readouterr())
+    assert re.search(r"fidelities\.pbe: pseudopotential of Pd: .*pseudo has none for PBE", said)
 
 
 # --- outputs --------------------------------------------------------------------------------------

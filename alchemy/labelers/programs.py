@@ -342,7 +342,7 @@ class ProgramLabeler:
         return found.group(1) if found else None
 
     def _check_types(self) -> None:
-        hints = _hints(type(self))
+        hints = _hints(typing.cast(Any, type(self)))
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             try:
