@@ -1,5 +1,6 @@
 """Quantum ESPRESSO: inputs, verdicts and numbers of outputs; with pw.x itself: -m codes."""
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -318,6 +319,47 @@ def test_two_steps_do_not_converge_and_the_ladder_does(tmp_path):
     assert repaired.fingerprint == failed.fingerprint
     asked = label(al4(), make("espresso", **METAL), tmp_path / "asked")
     assert repaired.energy_eV == pytest.approx(asked.energy_eV, abs=1e-6)  # conv_thr_Ry 1e-9
+
+
+SLAB = """
+alchemy: 1
+name: oxide
+elements: [Cu, O]
+seed: 1
+fidelities:
+  lda:
+    labeler: espresso
+    functional: LDA
+    ecutwfc_Ry: 20
+    kspacing_per_A: 1.5
+    degauss_Ry: 0.02
+    pseudopotentials: {Cu: Cu.pz-d-rrkjus.UPF, O: O.pz-rrkjus.UPF}
+start:
+  - rattle: {structures: slab.xyz, count: 1, stdev: 0.05 A}
+    label: {lda: all}
+"""
+
+
+@real
+def test_a_copper_slab_with_oxygen_is_labelled_by_the_command(tmp_path, capsys):
+    slab = fcc111("Cu", (1, 1, 2), a=3.61, vacuum=4.0)
+    slab += Atoms("O", [slab.positions[1] + [0.3, 0.9, 1.2]])
+    slab.pbc = True
+    slab.set_constraint(FixAtoms([0]))
+    slab.info.clear()
+    slab.write(tmp_path / "slab.xyz", format="extxyz")
+    assert "move_mask" in (tmp_path / "slab.xyz").read_text()
+    (tmp_path / "campaign.yaml").write_text(SLAB)
+    slabs, campaign, out = (str(tmp_path / name) for name in ("slab.xyz", "campaign.yaml", "lda.extxyz"))
+    assert main(["label", slabs, "--campaign", campaign, "--with", "lda", "--out", out, "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["labels"]
+    assert row["status"] == "ok"
+    (record,) = [json.loads(path.read_text()) for path in tmp_path.glob("lda.labels/*/record.json")]
+    forces = np.array(record["forces_eV_per_A"])
+    assert record["energy_kind"] == "free"
+    assert len(record["stress_eV_per_A3"]) == 6
+    assert np.abs(forces[0]).max() > 0.01  # of the fixed atom: raw, as the others'
+    assert np.abs(forces.sum(axis=0)).max() < 1e-5  # pw.x subtracts the mean; eight decimals are printed
 
 
 @real
