@@ -101,7 +101,7 @@ class Budget:
         """The same for a stage."""
         if self.limits:
             with self._lock:
-                self._check(self._prices.stage(stage), f"stage '{stage}'")
+                self._check(self._prices.stage(stage), f"stage, '{stage}',")
 
     def end_stage(self, stage: str, cost: Cost) -> None:
         """A stage is over."""
@@ -121,7 +121,7 @@ class Budget:
         key = name.rpartition("_")[0]
         message = f"budget: {shown(name, used)} {key} used of {shown(name, limit)}"
         if used < limit:
-            message += f", the next {what} would need {shown(name, more)}"
+            message += f", what runs and the next {what} need {shown(name, more)}"
         return StopReason("budget", f"{message}; 'alchemy run --budget {key}=+…' goes on", EXIT_CODE)
 
 

@@ -92,7 +92,7 @@ def _model(campaign: Campaign, record: LabelRecord) -> tuple[float, float]:
     from tace.train import TrainSettings, fit
 
     torch.set_num_threads(campaign.run.threads_per_worker)
-    told = {**recipe(campaign, campaign.fidelity_names), "trunk": None, "init": None, "e0_eV": {}}
+    told = {**recipe(campaign, (campaign.target,)), "trunk": None, "init": None, "e0_eV": {}}
     rng, frames = np.random.default_rng(campaign.seed), []
     for _ in range(campaign.model.train.batch + 2):
         frames.append(

@@ -22,6 +22,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
+from unittest import mock
 
 from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
@@ -46,7 +47,7 @@ e0: least-squares
 start:
   - rattle: {{structures: cu.xyz, count: 1, stdev: 0.1 A}}
     label: {{naps: all}}
-run: {{where: local, workers: {workers}, gpus: 0}}
+run: {{where: {where}, workers: {workers}, gpus: 0}}
 """
 
 
@@ -100,12 +101,9 @@ def structures(number: int) -> list[Atoms]:
 
 def measure(folder: Path, *, labels: int, sleep_s: float, workers: int) -> dict[str, Any]:
     """Label them; what it took."""
-    os.environ["NAP_S"] = str(sleep_s)
-    os.environ["PYTHONPATH"] = os.pathsep.join(
-        [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-    )
     (folder / "cu.xyz").write_text("1\n\nCu 0 0 0\n")
-    campaign = load_campaign_text(CAMPAIGN.format(workers=workers), "overhead.yaml", folder)
+    text = CAMPAIGN.format(where="local" if workers else "inline", workers=workers or 1)
+    campaign = load_campaign_text(text, "overhead.yaml", folder)
     home = Home(folder / "overhead")
     home.path.mkdir()
     frames = structures(labels)
@@ -134,7 +132,7 @@ def measure(folder: Path, *, labels: int, sleep_s: float, workers: int) -> dict[
         "labels_per_s": labels / wall_s,
         "rss_MiB_tenth": watch.memory[max(1, labels // 10)],
         "rss_MiB_end": watch.memory[labels],
-        "busy": labels * sleep_s / (workers * wall_s),
+        "busy": labels * sleep_s / (max(1, workers) * wall_s),
         "load1": os.getloadavg()[0],
     }
 
@@ -144,9 +142,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--labels", type=int, default=10_000)
     parser.add_argument("--sleep", type=float, default=0.0, help="seconds of a label")
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=2, help="0: in this process")
     given = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory() as folder:
+    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    here = mock.patch.dict(os.environ, NAP_S=str(given.sleep), PYTHONPATH=path)  # for the workers
+    with here, tempfile.TemporaryDirectory() as folder:
         found = measure(Path(folder), labels=given.labels, sleep_s=given.sleep, workers=given.workers)
     print(json.dumps(found), flush=True)
 
