@@ -57,7 +57,7 @@ class BatchLabels:
         try:
             self.desk = Desk(folder, jobs_of=jobs_of, base_dir=base_dir, say=say)
         except BaseException:
-            self.close()
+            self.lease.__exit__(None, None, None)
             raise
         self.wanted: dict[str, Request] = {}
         self.places: dict[str, list[int]] = {}
@@ -110,6 +110,7 @@ class BatchLabels:
 
     def close(self) -> None:
         """Let the project go; jobs stay where they are."""
+        self.desk.project.close()
         self.lease.__exit__(None, None, None)
 
     # what jobs say of themselves

@@ -151,9 +151,14 @@ class BatchProject:
 
     def __init__(self, folder: Path) -> None:
         self.folder = checked_folder(folder)
-        with settings_of(self.folder):
-            self._project = open_project(self.folder)
+        self._settings = contextlib.ExitStack()
+        self._settings.enter_context(settings_of(self.folder))
+        self._project = open_project(self.folder)
         self._open: dict[str, Any] = {}
+
+    def close(self) -> None:
+        """A pyiron that this process has used before gets its own settings back."""
+        self._settings.close()
 
     def directory(self, name: str) -> Path:
         """Where pyiron expects the files of a job."""
@@ -206,6 +211,5 @@ class BatchProject:
 
     @contextlib.contextmanager
     def _at_work(self) -> Iterator[None]:
-        with settings_of(self.folder), broken_pyiron(self.folder), quiet():
-            open_project(self.folder)  # only if another project has been at work in this process
+        with broken_pyiron(self.folder), quiet():
             yield

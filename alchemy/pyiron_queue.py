@@ -216,7 +216,8 @@ class Queue:
         said = (done.stderr or done.stdout).strip()
         if done.returncode and not (words[0] == "bjobs" and re.search(r"No .*job", said)):
             raise _problem(words[0], said, done.returncode)
-        return done.stdout.splitlines() if split_output else done.stdout
+        # not splitlines: pysqa wants the first line of an empty answer
+        return done.stdout.split("\n") if split_output else done.stdout
 
 
 def _problem(program: str, said: str, code: int) -> Exception:

@@ -11,29 +11,34 @@ from pathlib import Path
 from ase.build import bulk
 from ase.io import write
 
+from alchemy.batch_ledger import counts
+
 CALCULATOR = '''
-import os, subprocess, sys, time
+import errno, os, subprocess, sys, time
 from pathlib import Path
 from ase.calculators.emt import EMT
+from alchemy.identity import structure_uid
 
 HERE = Path(__file__).parent
 
 class Moody(EMT):
-    """Logs each evaluation; does what `mood` says: sleep S, spin S, die, child, or nothing."""
+    """Logs what it has computed; before that it does what `mood` says."""
 
     def calculate(self, atoms=None, properties=("energy",), system_changes=()):
-        with open(HERE / "evaluations", "a") as file:
-            file.write(f"{os.getpid()}\\n")
         words = (HERE / "mood").read_text().split()
         if words and words[0] == "sleep":
             time.sleep(float(words[1]))
         if words and words[0] == "die":
             os.kill(os.getpid(), 9)
+        if words and words[0] == "full":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "output")
         if words and words[0] == "child":  # a program in a session of its own
             child = subprocess.Popen(["sleep", "4242"], start_new_session=True)
             (HERE / "child").write_text(str(child.pid))
             time.sleep(300)
         super().calculate(atoms, list(properties), list(system_changes))
+        with open(HERE / "computed", "a") as file:
+            file.write(structure_uid(atoms) + "\\n")
 '''
 
 CAMPAIGN = """\
@@ -115,19 +120,33 @@ class Place:
         assert "Traceback" not in said, said
         return process.returncode, said
 
-    def label(self, *words: str) -> tuple[int, str]:
-        """`alchemy label` of the six frames."""
+    def start_label(self) -> subprocess.Popen[str]:
+        """`alchemy label` of the six frames, not waited for."""
         command = ["label", "frames.xyz", "--campaign", ".", "--with", "emt", "--store", "store"]
-        return self.call(*command, "--out", "out.extxyz", *words)
+        return self.start(*command, "--out", "out.extxyz")
+
+    def label(self) -> tuple[int, str]:
+        """The same to its end: exit code and everything it printed."""
+        process = self.start_label()
+        said, _ = process.communicate(timeout=240)
+        assert "Traceback" not in said, said
+        return process.returncode, said
 
     def attempts(self, root: str = "store") -> dict[str, int]:
         """Label key → how often a job has begun it."""
         files = (self.folder / root).glob("*/attempts.jsonl")
         return {path.parent.name: len(path.read_text().splitlines()) for path in files}
 
-    def evaluations(self) -> int:
-        path = self.folder / "evaluations"
-        return len(path.read_text().split()) if path.exists() else 0
+    def computed(self) -> list[str]:
+        """Structures whose calculation came to its end, each as often as that happened; sorted."""
+        path = self.folder / "computed"
+        return sorted(path.read_text().split()) if path.exists() else []
+
+    def status(self) -> dict[str, int]:
+        """Batch jobs as the ledger of `label` has them: what `alchemy status` shows."""
+        found = counts(self.folder / "store" / "pyiron")
+        assert found is not None
+        return {state: found[state] for state in ("queued", "running", "unknown")}
 
     def exits(self, project: str = "store/pyiron") -> list[dict]:
         """All exit records."""

@@ -1,0 +1,214 @@
+"""The controller of batch jobs against a scheduler that is played: lost answers, dead claims, two ways."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ase.build import bulk
+
+from alchemy import label_claims, pyiron_batch, pyiron_desk, tasks
+from alchemy.batch_ledger import Ledger
+from alchemy.config_labels import Labels
+from alchemy.errors import InterruptedRunError
+from alchemy.executors import InlineExecutor, Interrupt
+from alchemy.label_runners import JobLabels, LostLabelError
+from alchemy.pyiron_jobs import label_key_of
+from alchemy.pyiron_queue import UnreachableError
+from alchemy.records import atoms_to_document, read_json, write_json_atomic
+from alchemy.scheduler_states import Seen
+
+
+class Played:
+    """A scheduler whose jobs run, in this process, when it is asked about them."""
+
+    def __init__(self, act: Callable[[Played, str, Path], str | None]) -> None:
+        self.act = act  # at submission: the number, or None, which runs nothing
+        self.there: dict[str, tuple[str, Path]] = {}
+        self.submissions: list[str] = []
+        self.cancelled: list[str] = []
+        self.busy = True  # jobs stay in the queue
+
+    def submit(self, text: str, *, directory: Path, name: str) -> str:
+        self.submissions.append(name)
+        number = self.act(self, name, directory)
+        assert number is not None
+        return number
+
+    def cancel(self, number: str) -> None:
+        self.cancelled.append(number)
+
+    def look(self, wanted: Mapping[str, str]) -> dict[str, Seen]:
+        found = {}
+        for name, (number, directory) in self.there.items():
+            if name in wanted:
+                if not self.busy:
+                    compute(directory)
+                found[name] = Seen(number, name, "queued", "", "PENDING (Priority)")
+        return found
+
+
+def compute(directory: Path) -> None:
+    """What a job does."""
+    pack = read_json(directory / "pack.json")
+    lines = []
+    for entry in pack["labels"]:
+        label_claims.log_attempt(Path(entry["request"]["root"]), entry["key"], pack["name"])
+        tasks.label(entry["request"])
+        lines.append({"key": entry["key"], "state": "finished", "wall_s": 0.1})
+    record = {"began_unix_s": 0.0, "ended_unix_s": 1.0, "reason": "done", "labels": lines, "host": "n1"}
+    write_json_atomic(directory / "exit.json", record)
+
+
+def accept(played: Played, name: str, directory: Path) -> str:
+    played.there[name] = (str(100 + len(played.there)), directory)
+    return played.there[name][0]
+
+
+def request(folder: Path, seed: int, fidelity: str = "emt") -> dict[str, Any]:
+    atoms = bulk("Cu", a=3.7, cubic=True)
+    atoms.rattle(0.05, seed=seed)
+    document = {
+        "structure": atoms_to_document(atoms),
+        "fidelity": fidelity,
+        "labeler": "emt",
+        "options": {},
+        "base_dir": str(folder),
+        "root": str(folder / "labels"),
+        "gate": {},
+        "e0_eV": None,
+    }
+    return {**document, "key": label_key_of(document)}
+
+
+class Setting:
+    """A folder, a played scheduler, a runner; time passes at once."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, labels: Mapping[str, Any]) -> None:
+        self.folder, self.said, self.interrupt = folder, list[str](), Interrupt()
+        self.played = Played(accept)
+        (folder / "labels").mkdir(exist_ok=True)
+        monkeypatch.setattr(pyiron_desk, "Queue", lambda where: self.played)
+        for name, value in (("LOOK_S", (0.01, 0.02)), ("ASK_S", (0.01, 0.02)), ("GRACE_S", 0.05)):
+            monkeypatch.setattr(pyiron_batch, name, value)
+        for name, value in (("NEVER_SEEN_S", 0.1), ("BACK_OFF_S", (0.02, 0.05))):
+            monkeypatch.setattr(pyiron_batch, name, value)
+        self.labels = Labels.model_validate(labels)
+
+    def run(self, requests: list[dict[str, Any]]) -> dict[int, Any]:
+        found: dict[int, Any] = {}
+
+        def done(index: int, result: Any) -> None:
+            assert index not in found
+            found[index] = result
+
+        runner = JobLabels(
+            InlineExecutor(self.interrupt),
+            self.labels,
+            folder=self.folder / "pyiron",
+            base_dir=self.folder,
+            say=self.said.append,
+            interrupt=self.interrupt,
+        )
+        runner.run(requests, on_done=done)
+        return found
+
+    def attempts(self) -> list[int]:
+        files = (self.folder / "labels").glob("*/attempts.jsonl")
+        return [path.read_text().count("\n") for path in files]
+
+
+def test_an_answer_that_is_lost_leads_to_no_second_submission(tmp_path, monkeypatch):
+    setting = Setting(tmp_path, monkeypatch, {"where": "slurm", "pack": 2})
+
+    def taken_without_a_word(played: Played, name: str, directory: Path) -> str:
+        number = accept(played, name, directory)
+        played.act, played.busy = accept, False
+        raise UnreachableError(f"socket timed out on send/recv operation ({number})")
+
+    setting.played.act = taken_without_a_word
+    found = setting.run([request(tmp_path, n) for n in range(4)])
+    assert [found[n]["status"] for n in range(4)] == ["ok"] * 4
+    assert len(setting.played.submissions) == 2
+    assert setting.attempts() == [1] * 4
+    assert any("does not answer" in line for line in setting.said)
+
+
+def test_a_submission_that_never_arrived_is_made_again_and_the_first_may_not_work_any_more(
+    tmp_path, monkeypatch
+):
+    setting = Setting(tmp_path, monkeypatch, {"where": "slurm"})
+
+    def lost(played: Played, name: str, directory: Path) -> str:
+        played.act, played.busy = accept, False
+        raise UnreachableError("connection refused")
+
+    setting.played.act = lost
+    assert setting.run([request(tmp_path, 0)])[0]["status"] == "ok"
+    first, second = setting.played.submissions
+    assert (tmp_path / "pyiron" / f"{first}_hdf5" / first / "revoked").exists()
+    assert not (tmp_path / "pyiron" / f"{second}_hdf5" / second / "revoked").exists()
+
+
+def test_an_interrupted_call_leaves_its_jobs_and_the_next_one_collects_them(tmp_path, monkeypatch):
+    setting = Setting(tmp_path, monkeypatch, {"where": "slurm", "jobs": 2})
+    requests = [request(tmp_path, n) for n in range(3)]
+    look = setting.played.look
+
+    def interrupted(wanted: Mapping[str, str]) -> dict[str, Seen]:
+        setting.interrupt.set()
+        return look(wanted)
+
+    monkeypatch.setattr(setting.played, "look", interrupted)
+    with pytest.raises(InterruptedRunError):
+        setting.run(requests)
+    assert len(Ledger(tmp_path / "pyiron").jobs) == len(setting.played.submissions) == 2
+    assert setting.played.cancelled == []
+    again = Setting(tmp_path, monkeypatch, {"where": "slurm", "jobs": 2})
+    again.played.there, again.played.busy = setting.played.there, False
+    found = again.run(requests)
+    assert [found[n]["status"] for n in range(3)] == ["ok"] * 3
+    assert len(again.played.submissions) == 1
+    assert setting.attempts() == [1] * 3
+
+
+def test_cheap_levels_stay_with_the_workers_while_dear_ones_are_jobs(tmp_path, monkeypatch):
+    labels = {"fidelities": {"dear": {"where": "slurm"}}}
+    setting = Setting(tmp_path, monkeypatch, labels)
+    setting.played.busy = False
+    requests = [request(tmp_path, n, "dear" if n % 2 else "cheap") for n in range(4)]
+    found = setting.run(requests)
+    assert [found[n]["key"] for n in range(4)] == [r["key"] for r in requests]
+    assert len(setting.played.submissions) == 2
+    assert setting.attempts() == [1, 1]
+
+
+def test_jobs_that_vanish_with_a_label_are_tried_again_up_to_the_limit(tmp_path, monkeypatch):
+    setting = Setting(tmp_path, monkeypatch, {"where": "slurm", "pack": 2, "retries": 1})
+    wanted = request(tmp_path, 0)
+
+    def dies(played: Played, name: str, directory: Path) -> str:
+        pack = json.loads((directory / "pack.json").read_text())
+        keys = [entry["key"] for entry in pack["labels"]]
+        if wanted["key"] not in keys:
+            played.busy = False
+            return accept(played, name, directory)
+        assert label_claims.take(tmp_path / "labels", wanted["key"], name) == ""  # those of the dead are void
+        lines = [{"key": wanted["key"], "state": "running"}]
+        record = {"began_unix_s": 0.0, "ended_unix_s": None, "reason": None, "labels": lines, "host": "n1"}
+        write_json_atomic(directory / "exit.json", record)
+        return "7"  # and is gone
+
+    setting.played.act = dies
+    found = setting.run([wanted, request(tmp_path, 1)])
+    assert isinstance(found[0], LostLabelError)
+    assert found[0].reason == "out-of-time"  # began long ago, and nobody knows of the job
+    assert "2 tries" in str(found[0])
+    assert found[1]["status"] == "ok"
+    assert label_claims.holder_of(tmp_path / "labels", wanted["key"]) == ""
+    # a later call begins anew
+    setting.played.act, setting.played.busy = accept, False
+    assert setting.run([wanted])[0]["status"] == "ok"
