@@ -121,8 +121,8 @@ def _requests(
 ) -> tuple[list[dict[str, Any]], list[int]]:
     """One request per structure, and each frame's; what is there twice is labelled once."""
     from alchemy.cli_structures import read_frames
-    from alchemy.identity import structure_uid
-    from alchemy.labelers.base import make_labeler
+    from alchemy.identity import label_key, structure_uid
+    from alchemy.labelers.base import fingerprint, make_labeler
     from alchemy.records import atoms_to_document
 
     frames = read_frames(structures)
@@ -133,13 +133,13 @@ def _requests(
             f"({', '.join(campaign.elements)})"
         )
     chosen = campaign.fidelities[fidelity]
-    make_labeler(
-        chosen.labeler, chosen.options, base_dir=campaign.base_dir
-    )  # fails here, not there
+    labeler = make_labeler(chosen.labeler, chosen.options, base_dir=campaign.base_dir)
+    mark = fingerprint(labeler)  # what is wrong with it is said here, not there
     unique = {structure_uid(atoms): atoms for atoms in frames}
     e0 = campaign.e0[fidelity] if isinstance(campaign.e0, dict) else None
     requests = [
         {
+            "key": label_key(uid, fidelity, mark),
             "structure": atoms_to_document(atoms),
             "fidelity": fidelity,
             "labeler": chosen.labeler,
@@ -149,7 +149,7 @@ def _requests(
             "gate": {},
             "e0_eV": e0 if len(atoms) > 1 else None,
         }
-        for atoms in unique.values()
+        for uid, atoms in unique.items()
     ]
     place = {uid: n for n, uid in enumerate(unique)}
     return requests, [place[structure_uid(atoms)] for atoms in frames]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from . import tasks
+from .batch_ledger import Ledger
 from .config_labels import Labels
 from .executors import Executor, Interrupt, OnDone
 
@@ -79,15 +80,19 @@ class JobLabels:
         self._folder, self._base_dir, self._say, self._interrupt = folder, base_dir, say, interrupt
 
     def run(self, requests: Iterable[Request], *, on_done: OnDone) -> None:
-        if not self._labels.any_batch:
+        # jobs of an earlier run may be at work on labels of a level that is the workers' by now
+        held = {key for job in Ledger(self._folder).jobs.values() for key in job.keys}
+        if not held and not self._labels.any_batch:
             return self._executor.run(tasks.label, requests, resource="LABEL", on_done=on_done)
         requests = list(requests)
-        batch = [n for n, r in enumerate(requests) if self._labels.of(r["fidelity"]).batch]
+        batch = [
+            n
+            for n, r in enumerate(requests)
+            if self._labels.of(r["fidelity"]).batch or r.get("key") in held
+        ]
         rest = [n for n in range(len(requests)) if n not in set(batch)]
         if not batch:
-            return self._executor.run(
-                tasks.label, requests, resource="LABEL", on_done=on_done
-            )
+            return self._executor.run(tasks.label, requests, resource="LABEL", on_done=on_done)
         from .pyiron_batch import BatchLabels
 
         jobs = BatchLabels(
@@ -102,6 +107,12 @@ class JobLabels:
             self._both(jobs, [requests[n] for n in rest], lambda i, result: on_done(rest[i], result))
         finally:
             jobs.close()
+        left = [n for n in batch if requests[n].get("key") in jobs.leftover]
+        if left:
+            again = [requests[n] for n in left]
+            self._executor.run(
+                tasks.label, again, resource="LABEL", on_done=lambda i, result: on_done(left[i], result)
+            )
         return None
 
     def _both(self, jobs: BatchLabels, requests: list[Request], on_done: OnDone) -> None:
@@ -124,14 +135,14 @@ class JobLabels:
         if requests:
             thread.start()
         try:
-            while jobs.unfinished or thread.is_alive() or not found.empty():
+            while jobs.busy or thread.is_alive() or not found.empty():
                 while not found.empty():
                     index, result = found.get()
                     if index < 0:
                         raise result
                     on_done(index, result)
                 jobs.step()
-                if jobs.unfinished or thread.is_alive():
+                if jobs.busy or thread.is_alive():
                     jobs.wait()
         finally:
             stopped.set()

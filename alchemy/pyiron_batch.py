@@ -39,7 +39,7 @@ ORDINARY = ("Priority", "Resources", "None", "BeginTime", "qw", "Q", "PEND")
 
 
 class BatchLabels:
-    """The labels of one call: `begin`, then `step` until `unfinished` is empty, then `close`."""
+    """The labels of one call: `begin`, then `step` while it is `busy`, then `close`."""
 
     def __init__(
         self,
@@ -66,12 +66,17 @@ class BatchLabels:
         self.start_failures = 0
         self.told: set[str] = set()
         self.back_off_s, self.ask_every_s, self.look_every_s = 0.0, ASK_S[0], LOOK_S[0]
-        self.ask_at = self.submit_at = 0.0
+        self.ask_at = self.submit_at = self.last_label_at = 0.0
+        self.leftover: list[str] = []  # of jobs that failed, and the level is not batch jobs' any more
 
     @property
-    def unfinished(self) -> int:
-        """Labels of the call that are still to come."""
-        return len(self.wanted)
+    def busy(self) -> bool:
+        """Labels are still to come, or a job that has done its part is about to end."""
+        if self.wanted:
+            self.last_label_at = time.monotonic()
+            return True
+        ending = any(watch.record for watch in self.desk.watches.values())
+        return ending and time.monotonic() - self.last_label_at < 2 * GRACE_S
 
     def begin(self, requests: Sequence[Request], on_done: OnDone) -> None:
         """Take the requests; what is recorded or under way is not submitted."""
@@ -269,7 +274,7 @@ class BatchLabels:
             if key not in left:
                 self._take(key)
             elif key in self.wanted:
-                self._free_if_orphaned(root, key)
+                self._free_if_orphaned(root, key, job.where)
                 self._again(key, "" if free else causes[key], job=job, word=word)
         self.desk.ledger.save()
         outputs = {
@@ -287,8 +292,12 @@ class BatchLabels:
     def _again(self, key: str, cause: str, *, job: BatchJob, word: str) -> None:
         """Wait for the next job, or be given up."""
         fidelity = self.wanted[key]["fidelity"]
+        jobs = self.desk.jobs_of(fidelity)
+        if not jobs.batch:
+            del self.wanted[key]
+            self.leftover.append(key)
+            return
         if cause:
-            jobs = self.desk.jobs_of(fidelity)
             own, machine = self.desk.ledger.charge(key, cause, job=job, word=word)
             if own > jobs.retries or machine > jobs.resubmissions:
                 lines = self.desk.ledger.tries.pop(key)
@@ -300,13 +309,13 @@ class BatchLabels:
             self.desk.say(f"label {key[:8]} ({fidelity}): {cause} in batch job {job.id} ({word}); once more")
         self.waiting.setdefault(fidelity, []).append(key)
 
-    def _free_if_orphaned(self, root: Path, key: str) -> None:
+    def _free_if_orphaned(self, root: Path, key: str, where: str) -> None:
         """A claim whose job nobody knows (a ledger that was deleted) would stand for ever."""
         holder = label_claims.holder_of(root, key)
         if not holder or holder in self.desk.ledger.jobs:
             return
         try:
-            found = self.desk.queue(self.desk.jobs_of(self.wanted[key]["fidelity"]).where).look({holder: ""})
+            found = self.desk.queue(where).look({holder: ""})
         except UnreachableError:
             return
         if holder not in found or found[holder].state == "ended":

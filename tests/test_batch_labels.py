@@ -175,6 +175,34 @@ def test_an_interrupted_call_leaves_its_jobs_and_the_next_one_collects_them(tmp_
     assert setting.attempts() == [1] * 3
 
 
+def test_jobs_of_a_level_that_has_become_the_workers_are_collected_and_not_computed_beside(
+    tmp_path, monkeypatch
+):
+    setting = Setting(tmp_path, monkeypatch, {"where": "slurm"})
+    requests = [request(tmp_path, n) for n in range(3)]
+
+    def second(played: Played, name: str, directory: Path) -> str:
+        setting.interrupt.set()
+        return accept(played, name, directory)
+
+    def first(played: Played, name: str, directory: Path) -> str:
+        played.act = second
+        return accept(played, name, directory)
+
+    setting.played.act = first
+    with pytest.raises(InterruptedRunError):
+        setting.run(requests)
+    assert len(setting.played.there) == 2
+    workers = Setting(tmp_path, monkeypatch, {})
+    workers.played.there, workers.played.busy = setting.played.there, False
+    gone = next(iter(workers.played.there))
+    del workers.played.there[gone]  # lost with its label: now the workers'
+    found = workers.run(requests)
+    assert [found[n]["status"] for n in range(3)] == ["ok"] * 3
+    assert workers.played.submissions == []
+    assert workers.attempts() == [1]
+
+
 def test_cheap_levels_stay_with_the_workers_while_dear_ones_are_jobs(tmp_path, monkeypatch):
     labels = {"fidelities": {"dear": {"where": "slurm"}}}
     setting = Setting(tmp_path, monkeypatch, labels)
