@@ -51,29 +51,37 @@ def policies(as_json: bool) -> None:
 
 @click.command(context_settings=SETTINGS)
 @click.argument("campaign", type=click.Path(path_type=Path), required=False)
+@click.option(
+    "--on",
+    type=click.Choice(["slurm", "pbs", "sge", "lsf"]),
+    help="Also try CAMPAIGN's worker jobs on this batch system: minutes, and a few of its core-minutes.",
+)
 @AS_JSON
-def doctor(campaign: Path | None, as_json: bool) -> None:
+def doctor(campaign: Path | None, on: str | None, as_json: bool) -> None:
     """Try what alchemy stands on.
 
-    Versions, cores, GPU, a store, and a real label of a pair of atoms: at every level of theory
-    of CAMPAIGN, otherwise with every installed labeler.
+    Versions, cores, GPU, a store in the campaign's folder, one step of training, and a real label of
+    a pair of atoms: at every level of theory of CAMPAIGN, otherwise with every installed labeler.
+    With --on the same from a job of each of its partitions and on one worker of each kind.
 
     \b
     Example:
       alchemy doctor
       alchemy doctor campaign.yaml
+      alchemy doctor campaign.yaml --on slurm
 
-    Exit code 0: all work; 3: something does not.
+    Exit code 0: all work; 2: bad input; 3: something does not.
     """
-    from alchemy.cli_doctor import examine
+    from alchemy.doctor import Finding, examine
 
-    findings = examine(campaign)
+    findings: list[Finding] = []
+    for finding in examine(campaign, on=on):
+        findings.append(finding)
+        mark = {True: "ok  ", False: "FAIL", None: "    "}[finding.ok]
+        if not as_json:
+            click.echo(f"{mark} {finding.what:<14} {finding.text}")
     if as_json:
         say_json([vars(finding) for finding in findings])
-    else:
-        for finding in findings:
-            mark = {True: "ok  ", False: "FAIL", None: "    "}[finding.ok]
-            click.echo(f"{mark} {finding.what:<14} {finding.text}")
     click.get_current_context().exit(3 if any(f.ok is False for f in findings) else 0)
 
 

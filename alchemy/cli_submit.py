@@ -131,7 +131,12 @@ def _request(given: Given, source: Path, home: Path, options: dict[str, Any]) ->
 @click.argument("home", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.pass_context
 def controller(context: click.Context, home: Path) -> None:
-    """What the job of 'alchemy submit' runs: HOME's campaign, until its walltime comes near."""
+    """What the job of 'alchemy submit' runs: HOME's campaign, until its walltime comes near.
+
+    \b
+    Example:
+      alchemy controller runs/copper/copper
+    """
     from alchemy.controller import run_job
 
     record = run_job(home.resolve(), _run)

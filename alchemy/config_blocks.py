@@ -235,6 +235,12 @@ class Run(Block):
             raise wrong(problem)
         return self
 
+    @property
+    def model_threads(self) -> int:
+        """Threads of a training: all cores of a job that has but one worker."""
+        gpu = self.cluster.gpu if self.cluster is not None else None
+        return self.threads_per_worker if gpu is None else gpu.cores
+
 
 class Keep(Block):
     """What stays on disk; labels always do."""

@@ -25,7 +25,7 @@ from .batch_systems import Seen
 from .config_blocks import Run
 from .config_cluster import Workers
 from .errors import EnvironmentProblemError
-from .executors_jobs import JobMaker, last_words
+from .executors_jobs import JobMaker, job_class, last_words
 from .records import read_json, write_json_atomic
 
 FOLDER, JOBS_FILE = "workers", "jobs.json"
@@ -59,17 +59,14 @@ def start_fleet(run: Run, *, home: Path, base_dir: Path) -> tuple[Any, Fleet]:
     assert run.cluster is not None
     where: Any = run.where
     batch_systems.require(where)
-    try:
-        import dask_jobqueue  # noqa: F401
-        from distributed import Client
-        from distributed.security import Security
+    job_class(where)
+    from distributed import Client
+    from distributed.security import Security
 
+    try:
         security = Security.temporary()
     except ImportError as error:
-        raise EnvironmentProblemError(
-            f"run.where: {where} needs the package that is missing here ({error}); try: "
-            "pip install dask-jobqueue cryptography"
-        ) from error
+        raise EnvironmentProblemError(f"run.where: {where}: {error} (pip install cryptography)") from error
     folder = home / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     scheduler = _scheduler(run.cluster.interface, security)

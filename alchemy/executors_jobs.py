@@ -14,7 +14,7 @@ from typing import Any
 
 from . import batch_systems
 from .config_cluster import Cluster, Where, size_bytes
-from .errors import InputError
+from .errors import EnvironmentProblemError, InputError
 
 DEATH_TIMEOUT_S = 60  # how long a worker without its controller lives
 LOG_LINES = 6
@@ -39,7 +39,6 @@ class JobMaker:
 
     def job(self, kind: str, name: str, scheduler: str | None) -> Any:
         """dask-jobqueue's job, not yet submitted."""
-        import dask_jobqueue
         from distributed.security import Security
 
         workers = self.cluster.kinds[kind]
@@ -50,16 +49,10 @@ class JobMaker:
             tls_worker_cert=quoted.get("cert"),
             tls_worker_key=quoted.get("key"),
         )
-        makers = {
-            "slurm": dask_jobqueue.SLURMCluster,
-            "pbs": dask_jobqueue.PBSCluster,
-            "sge": dask_jobqueue.SGECluster,
-            "lsf": dask_jobqueue.LSFCluster,
-        }
         offered = ",".join(f"{name}=1" for name in self.cluster.resources(kind))
         extra = ["--resources", offered, "--memory-limit", "0"]  # the batch system guards the memory
         extra += ["--no-dashboard", "--dashboard-address", "127.0.0.1:0"]
-        return makers[self.where].job_cls(
+        return job_class(self.where)(
             scheduler,
             name=name,
             job_name=f"alchemy-{kind}",
@@ -90,37 +83,65 @@ class JobMaker:
         more = list(workers.directives)
         if self.where == "slurm":
             gpus = [f"--gres=gpu:{sort}{workers.gpus}"] if workers.gpus else []
-            lines = [f"-o {out}", *gpus, *more]
+            lines = [f"-o {out}", "--no-requeue", *gpus, *more]  # a new job comes sooner
             return {"account": account, "walltime": limit, "job_cpu": cores, "job_extra_directives": lines}
         if self.where == "pbs":
             gpus = [f"ngpus={workers.gpus}"] if workers.gpus else []
             gpus += [f"gpu_type={workers.gpu_type}"] if workers.gpu_type else []
             spec = ":".join(["select=1", f"ncpus={cores}", f"mem={-(-memory // 10**6)}mb", *gpus])
-            lines = ["-j oe", f"-o {out}", *more]
+            lines = ["-j oe", f"-o {out}", "-r n", *more]
             common = {"account": account, "walltime": limit}
             return {**common, "resource_spec": spec, "job_extra_directives": lines}
         if self.where == "sge":
             spec = f"h_vmem={-(-memory // (cores * 10**6))}M"  # of each slot
             spec += f",gpu={workers.gpus}" if workers.gpus else ""
-            lines = [f"-o {out}", *([f"-pe smp {cores}"] if cores > 1 else []), *more]
+            lines = [f"-o {out}", "-r n", *([f"-pe smp {cores}"] if cores > 1 else []), *more]
             common = {"project": account, "walltime": limit}
             return {**common, "resource_spec": spec, "job_extra_directives": lines}
         gpu = f"num={workers.gpus}" + (f":gmodel={workers.gpu_type}" if workers.gpu_type else "")
-        lines = [f"-o {out}", *([f'-gpu "{gpu}"'] if workers.gpus else []), *more]
+        lines = [f"-o {out}", "-rn", *([f'-gpu "{gpu}"'] if workers.gpus else []), *more]
         return {
             "project": account, "walltime": limit.rpartition(":")[0], "ncpus": cores, "mem": memory,
             "lsf_units": "mb", "use_stdin": True, "job_extra_directives": lines,
         }  # fmt: skip
 
+    def python_command(self, module: str, *words: object) -> str:
+        """Shell text that runs a module with the Python of the nodes."""
+        python = self.cluster.python or sys.executable
+        return " ".join([shlex.quote(python), "-P", "-m", module, *(shlex.quote(str(w)) for w in words)])
+
+    def script(self, kind: str, name: str, command: str) -> str:
+        """A job of the kind that runs another command, such as a trial."""
+        job = self.job(kind, name, "tls://nobody:0")
+        return "\n".join([job.shebang, job.job_header, *self.prologue(kind), command, ""])
+
     def prologue(self, kind: str) -> list[str]:
         """First lines of every job: environment, and a word about what is wrong with the node."""
         workers = self.cluster.kinds[kind]
-        threads = workers.cores if self.processes(kind) == 1 else self.threads
+        threads = workers.cores if workers.gpus or kind == "gpu" else self.threads
         names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
         setup = setup_file(self.cluster.setup, self.base_dir)
         lines = first_lines(setup, self.cluster.python or sys.executable, self.folder)
         lines += [f"export {name}={threads}" for name in names]
         return lines if workers.gpus else [*lines, "export CUDA_VISIBLE_DEVICES="]
+
+
+def job_class(where: Where) -> Any:
+    """dask-jobqueue's job of a batch system.
+
+    Raises:
+        EnvironmentProblemError: the package is missing.
+    """
+    try:
+        import dask_jobqueue as them
+    except ImportError as error:
+        raise EnvironmentProblemError(
+            f"run.where: {where} needs a package that is missing ({error}); try: pip install dask-jobqueue"
+        ) from error
+    clusters = {
+        "slurm": them.SLURMCluster, "pbs": them.PBSCluster, "sge": them.SGECluster, "lsf": them.LSFCluster
+    }  # fmt: skip
+    return clusters[where].job_cls
 
 
 def header_path(path: Path) -> str:

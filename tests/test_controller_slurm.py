@@ -102,3 +102,33 @@ def test_what_the_job_says_is_in_its_log_and_in_status(slurm, tmp_path):
     assert record(home)["exit_code"] == 2
     assert "seed: found 'three'" in Path(home / "controller" / "controller.log").read_text()
     assert os.access(home / "controller" / "controller.slurm.sh", os.R_OK)
+
+
+def doctor(path, code):
+    said = alchemy("doctor", path, "--on", "slurm", "--json", code=code)
+    return {(row["what"], row["ok"]): row["text"] for row in json.loads(said)}
+
+
+def test_the_doctor_finds_a_working_cluster_working(slurm, tmp_path):
+    path = write_cluster_campaign(tmp_path, block())
+    found = doctor(path, 0)
+    assert "Python" in found["gpu job", True]
+    assert "one step on cpu of" in found["training", True]
+    assert "Cu2 on a worker" in found["emt", True]
+    assert not slurm.queue()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["campaign.yaml", "cu.xyz"]
+
+
+def test_the_doctor_says_what_is_wrong_with_the_nodes(slurm, tmp_path):
+    if not slurm.gpus:
+        pytest.skip("fake GPUs need mknod")
+    path = write_cluster_campaign(tmp_path, block(gpus=1))
+    found = doctor(path, 3)
+    assert "1 GPU asked for, and torch" in found["gpu job", False]
+    assert "(CUDA_VISIBLE_DEVICES=0)" in found["gpu job", False]
+    assert ("cpu job", True) in found
+    text = path.read_text(encoding="utf-8")
+    text = text.replace("interface: lo", "interface: lo\n    python: /gone/python")
+    path.write_text(text, encoding="utf-8")
+    found = doctor(path, 3)
+    assert "/gone/python not found on node" in found["cpu job", False]

@@ -12,6 +12,7 @@ from tace.data import Labelled
 
 from .. import tasks
 from ..config import Campaign
+from ..config_blocks import Model
 from ..datasets import TEST, TRAIN, counts, isolated_energies, labelled, rows_of, total_labels
 from ..state import RoundState
 from ..store import LabelRow, Snapshot
@@ -67,9 +68,8 @@ def _trained(context: Context, requests: list[dict[str, Any]]) -> list[dict[str,
     return results + context.run(tasks.train_member, others, resource="GPU", what="train readouts")
 
 
-def recipe(campaign: Campaign, fidelities: Sequence[str]) -> dict[str, Any]:
-    """What the campaign's models are and how they are trained, as `training` takes it."""
-    model, settings = campaign.model, campaign.model.train
+def overrides(model: Model) -> dict[str, Any]:
+    """Hyperparameters of the network that the file sets, by the names of `tace.config`."""
     chosen: dict[str, Any] = {
         "channels": model.overrides.channels,
         "l_max": model.overrides.l_max,
@@ -81,13 +81,19 @@ def recipe(campaign: Campaign, fidelities: Sequence[str]) -> dict[str, Any]:
         "les": {} if model.les else None,
         "zbl": model.zbl or None,
     }
-    overrides = {name: value for name, value in chosen.items() if value is not None}
+    given = {name: value for name, value in chosen.items() if value is not None}
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in given.items()}
+
+
+def recipe(campaign: Campaign, fidelities: Sequence[str]) -> dict[str, Any]:
+    """What the campaign's models are and how they are trained, as `training` takes it."""
+    model, settings = campaign.model, campaign.model.train
     return {
         "fidelities": list(fidelities),
         "elements": sorted(_numbers(campaign.elements)),
         "preset": model.preset,
         "cutoff_A": model.cutoff_A,
-        "overrides": {k: list(v) if isinstance(v, tuple) else v for k, v in overrides.items()},
+        "overrides": overrides(model),
         "dtype": model.dtype,
         "settings": {
             "steps": settings.steps,
@@ -107,7 +113,7 @@ def recipe(campaign: Campaign, fidelities: Sequence[str]) -> dict[str, Any]:
         },
         "warm_share": settings.warm_share,
         "validation": settings.validation,
-        "threads": campaign.run.threads_per_worker,
+        "threads": campaign.run.model_threads,
     }
 
 

@@ -8,6 +8,7 @@
 #BSUB -M 32000
 #BSUB -W 12:00
 #BSUB -o /scratch/copper/workers/gpu-7.log
+#BSUB -rn
 #BSUB -gpu "num=2:gmodel=a100"
 #BSUB --qos=high
 . '/home/user/my env.sh' || { echo 'alchemy: setup file /home/user/my env.sh failed on node' "$(hostname)" >&2; exit 97; }

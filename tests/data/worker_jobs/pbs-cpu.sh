@@ -6,6 +6,7 @@
 #PBS -l walltime=01:30:00
 #PBS -j oe
 #PBS -o /scratch/copper/workers/cpu-7.log
+#PBS -r n
 . '/home/user/my env.sh' || { echo 'alchemy: setup file /home/user/my env.sh failed on node' "$(hostname)" >&2; exit 97; }
 command -v python3 >/dev/null || { echo 'alchemy: python3 not found on node' "$(hostname)" >&2; exit 98; }
 cd /scratch/copper/workers || { echo 'alchemy: /scratch/copper/workers is not visible on node' "$(hostname)" >&2; exit 99; }

@@ -7,6 +7,7 @@
 #PBS -l walltime=12:00:00
 #PBS -j oe
 #PBS -o /scratch/copper/workers/gpu-7.log
+#PBS -r n
 #PBS --qos=high
 . '/home/user/my env.sh' || { echo 'alchemy: setup file /home/user/my env.sh failed on node' "$(hostname)" >&2; exit 97; }
 command -v python3 >/dev/null || { echo 'alchemy: python3 not found on node' "$(hostname)" >&2; exit 98; }

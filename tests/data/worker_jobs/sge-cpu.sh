@@ -7,6 +7,7 @@
 #$ -cwd
 #$ -j y
 #$ -o /scratch/copper/workers/cpu-7.log
+#$ -r n
 #$ -pe smp 4
 . '/home/user/my env.sh' || { echo 'alchemy: setup file /home/user/my env.sh failed on node' "$(hostname)" >&2; exit 97; }
 command -v python3 >/dev/null || { echo 'alchemy: python3 not found on node' "$(hostname)" >&2; exit 98; }

@@ -8,6 +8,7 @@
 #$ -cwd
 #$ -j y
 #$ -o /scratch/copper/workers/gpu-7.log
+#$ -r n
 #$ -pe smp 8
 #$ --qos=high
 . '/home/user/my env.sh' || { echo 'alchemy: setup file /home/user/my env.sh failed on node' "$(hostname)" >&2; exit 97; }

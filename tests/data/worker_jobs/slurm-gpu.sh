@@ -8,6 +8,7 @@
 #SBATCH --mem=30G
 #SBATCH -t 12:00:00
 #SBATCH -o /scratch/copper/workers/gpu-7.log
+#SBATCH --no-requeue
 #SBATCH --gres=gpu:a100:2
 #SBATCH --qos=high
 . '/home/user/my env.sh' || { echo 'alchemy: setup file /home/user/my env.sh failed on node' "$(hostname)" >&2; exit 97; }

@@ -13,16 +13,19 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ase import Atoms
-from ase.data import atomic_numbers, covalent_radii
+from ase.data import atomic_numbers
 
 from alchemy import __version__
 from alchemy.cli_paths import find_campaign
-from alchemy.errors import AlchemyError
+from alchemy.config import Campaign
+from alchemy.errors import AlchemyError, InputError
 from alchemy.gate import Gate
 from alchemy.labelers.base import make_labeler
 from alchemy.labelers.label import label_structure
 from alchemy.plugins import find, installed
+from alchemy.records import atoms_to_document
+from alchemy.trials import pair, store_round_trip, train_one_step
+from tace.errors import TaceError
 
 PACKAGES = ("torch", "numpy", "ase", "dask", "distributed", "h5py", "pydantic", "pyiron_base")
 NEEDS_OPTIONS = {"ase": {"calculator": "ase.calculators.emt.EMT"}}
@@ -38,9 +41,33 @@ class Finding:
     text: str
 
 
-def examine(campaign: Path | None) -> list[Finding]:
-    """All findings; nothing here raises for what is broken around us."""
-    return [*_packages(), _tace(), *_machine(), _store(), *_labelers(campaign)]
+def examine(campaign: Path | None, *, on: str | None = None) -> Iterator[Finding]:
+    """All findings; nothing here raises for what is broken around us.
+
+    Args:
+        on: batch system on which to try the campaign's worker jobs.
+
+    Raises:
+        InputError: `on` is not the batch system of the campaign.
+    """
+    given = find_campaign(campaign).campaign if campaign is not None else None
+    if on is not None and (given is None or given.run.where != on):
+        found = "no campaign is named" if given is None else f"its run.where is {given.run.where}"
+        raise InputError(f"--on {on} tries the worker jobs of a campaign with run.where: {on}; {found}")
+    return _all(given, on)
+
+
+def _all(given: Campaign | None, on: str | None) -> Iterator[Finding]:
+    yield from _packages()
+    yield _tace()
+    yield from _machine()
+    yield _store(given.base_dir if given is not None else Path(tempfile.gettempdir()))
+    yield _training(given)
+    yield from _labelers(given)
+    if given is not None and on is not None:
+        from alchemy.doctor_cluster import examine_cluster
+
+        yield from examine_cluster(given)
 
 
 def _packages() -> Iterator[Finding]:
@@ -98,22 +125,71 @@ def _kernels() -> Finding:
     )
 
 
-def _store() -> Finding:
-    """Append and read back, in the temporary folder."""
-    from alchemy.store import Store
+def _store(folder: Path) -> Finding:
+    problem = store_round_trip(folder)
+    return Finding("store", not problem, problem or f"written and read back in {folder}")
 
+
+def training_request(campaign: Campaign) -> dict[str, Any]:
+    """For `trials.train_one_step`: the campaign's network, without its data."""
+    from alchemy.stages.model import overrides
+
+    numbers = sorted(int(atomic_numbers[symbol]) for symbol in campaign.elements)
+    return {
+        "symbol": campaign.elements[0],
+        "fidelities": [campaign.target],
+        "elements": numbers,
+        "preset": campaign.model.preset,
+        "cutoff_A": campaign.model.cutoff_A,
+        "overrides": overrides(campaign.model),
+        "dtype": campaign.model.dtype,
+        "e0_eV": {campaign.target: {str(z): 0.0 for z in numbers}},
+        "seed": 0,
+        "init": None,
+        "trunk": None,
+        "threads": campaign.run.model_threads,
+    }
+
+
+SMALL = {
+    "symbol": "H", "fidelities": ["trial"], "elements": [1], "preset": "nano", "cutoff_A": 4.0,
+    "overrides": {}, "dtype": "float32", "e0_eV": {"trial": {"1": 0.0}}, "seed": 0, "init": None,
+    "trunk": None, "threads": 1,
+}  # fmt: skip
+
+
+def _training(given: Campaign | None) -> Finding:
+    """One step of the network, here."""
+    request = training_request(given) if given is not None else SMALL
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            store = Store(Path(folder) / "store.h5")
-            store.append(structures=[Atoms("H2", positions=[[0, 0, 0], [0, 0, 0.74]])])
-            number = len(Store(Path(folder) / "store.h5").snapshot())
-    except (AlchemyError, OSError) as error:
-        return Finding("store", False, str(error))
-    return Finding("store", number == 1, "written and read back")
+        done = train_one_step(request)
+    except (AlchemyError, TaceError, RuntimeError, OSError) as error:
+        return Finding("training", False, f"{request['preset']}: {error}".replace("\n", " "))
+    text = f"one step of {request['preset']} on {done['device']}, {done['seconds']} s"
+    return Finding("training", True, text)
 
 
-def _labelers(campaign: Path | None) -> Iterator[Finding]:
-    if campaign is None:
+def label_request(campaign: Campaign, fidelity: str, root: Path) -> dict[str, Any]:
+    """For `tasks.label`: a pair of atoms of the campaign at one level."""
+    chosen = campaign.fidelities[fidelity]
+    return {
+        "structure": atoms_to_document(pair(_symbol(campaign))),
+        "fidelity": fidelity,
+        "labeler": chosen.labeler,
+        "options": chosen.options,
+        "base_dir": str(campaign.base_dir),
+        "root": str(root / "labels"),
+        "gate": {},
+        "e0_eV": None,
+    }
+
+
+def _symbol(campaign: Campaign) -> str:
+    return "H" if "H" in campaign.elements else campaign.elements[0]
+
+
+def _labelers(given: Campaign | None) -> Iterator[Finding]:
+    if given is None:
         for name in installed("labelers"):
             command = getattr(find("labelers", name), "own_command", None)
             if command is not None:  # its data files and settings are a campaign's
@@ -122,10 +198,8 @@ def _labelers(campaign: Path | None) -> Iterator[Finding]:
             symbol = "Cu" if name in SPEAKS_METAL else "H"
             yield _try(name, name, NEEDS_OPTIONS.get(name, {}), Path.cwd(), symbol)
         return
-    given = find_campaign(campaign).campaign
-    symbol = "H" if "H" in given.elements else given.elements[0]
     for name, fidelity in given.fidelities.items():
-        yield _try(name, fidelity.labeler, fidelity.options, given.base_dir, symbol)
+        yield _try(name, fidelity.labeler, fidelity.options, given.base_dir, _symbol(given))
 
 
 def _program(command: str) -> str:
@@ -139,14 +213,12 @@ def _try(
     shown: str, labeler_name: str, options: dict[str, Any], base_dir: Path, symbol: str
 ) -> Finding:
     """One real label of a pair of atoms at the distance of a bond."""
-    radius = float(covalent_radii[atomic_numbers[symbol]])
-    pair = Atoms([symbol] * 2, positions=[[0, 0, 0], [0, 0, 2.2 * radius]])
     started = time.perf_counter()
     try:
         labeler = make_labeler(labeler_name, options, base_dir=base_dir)
         with tempfile.TemporaryDirectory() as folder:
             record = label_structure(
-                pair, fidelity=shown, labeler=labeler, root=Path(folder), gate=Gate()
+                pair(symbol), fidelity=shown, labeler=labeler, root=Path(folder), gate=Gate()
             )
     except (AlchemyError, OSError) as error:
         return Finding(shown, False, str(error))
