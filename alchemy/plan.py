@@ -14,7 +14,7 @@ from typing import Any
 from .config import Campaign
 from .config_budget import limits_of, shown
 from .costs import StageCost, disk_bytes, spent, stage_costs
-from .executors_local import gpu_count
+from .executors import gpu_count
 from .plan_work import Work, work_of
 from .prices import FREE, Labels, Price, around
 from .probe import Probe

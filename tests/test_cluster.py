@@ -14,8 +14,9 @@ from alchemy.config_blocks import Run
 from alchemy.config_cluster import BATCH_SYSTEMS, Cluster, Workers, size_bytes
 from alchemy.config_explain import explain
 from alchemy.errors import ConfigError, EnvironmentProblemError
-from alchemy.executors import Interrupt, StandingSupply, make_executor
+from alchemy.executors import Interrupt, make_executor
 from alchemy.executors_cluster import jobs_wanted
+from alchemy.executors_dask import StandingSupply
 from alchemy.executors_jobs import (
     NO_FOLDER,
     NO_PYTHON,

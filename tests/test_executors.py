@@ -13,6 +13,7 @@ from executor_tasks import die_on_seven, double, refuse, sleep
 from alchemy.config_blocks import Run
 from alchemy.errors import EnvironmentProblemError, InterruptedRunError
 from alchemy.executors import InlineExecutor, Interrupt, WorkerKilledError, make_executor
+from alchemy.executors_dask import DaskExecutor, LostResultError
 
 
 def collect(executor, task, values, resource="LABEL"):
@@ -76,6 +77,35 @@ def test_a_task_that_kills_its_worker_every_time_is_given_up_and_harms_no_other(
         executor.close()
     assert isinstance(found.pop(7), WorkerKilledError)
     assert {n: r["value"] for n, r in found.items()} == {n: 2 * n for n in range(10) if n != 7}
+
+
+def test_a_result_that_is_lost_with_its_worker_is_computed_again(local, monkeypatch):
+    lost = []
+
+    def result(self, future):
+        if not lost:
+            lost.append(future.key)
+            return LostResultError("gone")
+        return DaskExecutor._result(self, future)
+
+    monkeypatch.setattr(local, "_result", result.__get__(local), raising=False)
+    found = collect(local, double, range(4))
+    assert {n: r["value"] for n, r in found.items()} == {n: 2 * n for n in range(4)}
+    assert len(lost) == 1
+
+
+def test_requests_are_drawn_when_there_is_room(local):
+    drawn, found = [], {}
+
+    def requests():
+        for value in range(12):
+            drawn.append(len(found))
+            yield {"value": value}
+
+    local.run(double, requests(), resource="LABEL", on_done=lambda n, r: found.update({n: r}))
+    assert sorted(found) == list(range(12))
+    assert drawn[4] >= 1  # two workers: two tasks each, and the fifth when the first is done
+    assert drawn[11] >= 8
 
 
 def test_an_existing_scheduler_is_used_by_its_address(local):
