@@ -32,10 +32,14 @@ def sleep(request):
 
 
 def note_and_sleep(request):
-    """Leaves a file of its own for every time that it begins, and sleeps."""
+    """Leaves a file of its own for every time that it begins, and sleeps, or waits for a text in a file."""
     begun = Path(request["folder"]) / f"{request['value']}-{os.getpid()}-{time.time_ns()}"
     begun.touch()
     time.sleep(request["s"])
+    if "until" in request:
+        path, text = request["until"]
+        while text not in Path(path).read_text():
+            time.sleep(0.1)
     return {
         "value": request["value"],
         "job": os.environ.get("SLURM_JOB_ID"),
