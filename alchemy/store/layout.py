@@ -45,16 +45,19 @@ class Chain:
         self.dtype = np.dtype(dtype) if parts == [] else parts[0].dtype
         tail = parts[0].shape[1:] if parts else tail
         self.shape = (sum(len(part) for part in parts), *tail)
+        self._bytes = [array_bytes(part) for part in self.parts]
         self._ends = [*accumulate(part.nbytes for part in self.parts)]
         self.nbytes = self._ends[-1] if self._ends else 0
 
     def between(self, lo: int, hi: int) -> memoryview | bytes:
         """Bytes lo…hi in C order."""
+        if len(self._bytes) == 1:
+            return self._bytes[0][lo:hi]
         found = []
-        for part, end in zip(self.parts, self._ends, strict=True):
-            start = end - part.nbytes
+        for part, end in zip(self._bytes, self._ends, strict=True):
+            start = end - len(part)
             if end > lo and start < hi:
-                found.append(array_bytes(part)[max(lo - start, 0) : hi - start])
+                found.append(part[max(lo - start, 0) : hi - start])
         return found[0] if len(found) == 1 else b"".join(found)
 
 
