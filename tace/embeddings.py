@@ -29,7 +29,7 @@ from .errors import DataError, TaceError
 from .geometry import Geometry
 from .ict import allowed, scaled_coupling
 from .initial import radial_network, sum_gain
-from .layers import Linear, concatenate, draw, pair_to_slot, sender_to_slot
+from .layers import Linear, concatenate, draw, over_atoms, pair_to_slot, rows_of, sender_to_slot
 from .quantities import INPUTS
 
 INVARIANTS = ("total_charge", "spin_multiplicity", "electronic_temperature", "charges")
@@ -69,7 +69,7 @@ def embedded_terms(config: TaceConfig) -> int:
     return len(invariant_inputs(config)) + (len(config.fidelities) > 1)
 
 
-class _Discrete(nn.Module):
+class Discrete(nn.Module):
     """A row of a table for each class."""
 
     values: Tensor
@@ -81,7 +81,8 @@ class _Discrete(nn.Module):
         self.table = draw((len(values), channels), 1.0, generator)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.table.index_select(0, torch.searchsorted(self.values, x.round().long()))
+        row = torch.searchsorted(self.values, x.round().long())
+        return rows_of(self.table, row, stacked=self.table.ndim == 3)
 
 
 class _Continuous(nn.Module):
@@ -118,7 +119,7 @@ class InvariantEmbedding(nn.Module):
         gain = 1.0 / math.sqrt(max(1, embedded_terms(config)))  # fan-in of the concatenation
         self.channels, self.names = c, tuple(i.name for i in inputs)
         self.embed = nn.ModuleList(
-            _Discrete(i.values, c, generator) if i.values else _Continuous(i.scale, c, generator)
+            Discrete(i.values, c, generator) if i.values else _Continuous(i.scale, c, generator)
             for i in inputs
         )
         self.mix = nn.ModuleList(Linear(c, c, generator, gain) for _ in inputs)
@@ -156,8 +157,9 @@ class FieldEmbedding(nn.Module):
         """[S,3] float64, V/Å → [A,3,C]."""
         # gathered in float64, so that the dipole of many atoms is summed in it
         vectors = (field / self.scale).index_select(0, batch.structure).to(self.element.dtype)
-        scaled = vectors * self.element.index_select(0, batch.species).unsqueeze(1)
-        return scaled.unsqueeze(2) * self.channel
+        by_atom = rows_of(self.element, batch.species, stacked=self.element.ndim == 2)
+        scaled = (vectors * by_atom.unsqueeze(1)).unsqueeze(2)
+        return scaled * over_atoms(self.channel, scaled)
 
 
 # ---- magnetic moments ----
@@ -276,7 +278,7 @@ class MagneticBasis(nn.Module):
             down(concatenate(parts, 2)) * self.inverse_neighbors
             for down, parts in zip(self.down, collected, strict=True)
         ]
-        for l, table, square in zip(self.tensors.site_ranks, self.site.unbind(0), sites, strict=True):  # noqa: E741
-            by_atom = table.index_select(0, batch.species)
+        for l, table, square in zip(self.tensors.site_ranks, self.site.unbind(-3), sites, strict=True):  # noqa: E741
+            by_atom = rows_of(table, batch.species, stacked=table.ndim == 3)
             result[l] = result[l] + square.unsqueeze(2) * by_atom.unsqueeze(1)
         return result

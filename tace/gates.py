@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from .layers import Linear
+from .layers import Linear, over_atoms
 
 
 class NormGate(nn.Module):
@@ -26,7 +26,8 @@ class NormGate(nn.Module):
     def forward(self, a: Sequence[Tensor]) -> list[Tensor]:
         gated = [silu(a[0])]
         for x, slope, offset in zip(a[1:], self.slope, self.offset, strict=True):
-            gated.append(torch.sigmoid(slope * x.square().sum(1, keepdim=True) + offset) * x)
+            gate = over_atoms(slope, x) * x.square().sum(1, keepdim=True) + over_atoms(offset, x)
+            gated.append(torch.sigmoid(gate) * x)
         return [out(x) for out, x in zip(self.out, gated, strict=True)]
 
 

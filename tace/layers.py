@@ -154,13 +154,29 @@ class Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.weight.ndim == 2:
             return x @ self.weight
-        return _by_member(x, self.weight)
+        return by_member(x, self.weight)
 
 
-def _by_member(x: Tensor, weight: Tensor) -> Tensor:
+def by_member(x: Tensor, weight: Tensor) -> Tensor:
     """x [M·R, ..., n], W [M, n, m] → [M·R, ..., m], each part with its own weights."""
     members, n, m = weight.shape
     return torch.bmm(x.reshape(members, -1, n), weight).view(*x.shape[:-1], m)
+
+
+def rows_of(table: Tensor, index: Tensor, *, stacked: bool) -> Tensor:
+    """Rows of a table [n, ...]; of stacked members, [M, n, ...], each of M parts of the index its own."""
+    if not stacked:
+        return table.index_select(0, index)
+    members, n = table.shape[:2]
+    first = torch.arange(members, device=index.device).unsqueeze(1) * n
+    return table.flatten(0, 1).index_select(0, (index.view(members, -1) + first).flatten())
+
+
+def over_atoms(values: Tensor, x: Tensor) -> Tensor:
+    """Numbers [C], to be multiplied with x [A, n, C]; of stacked members, [M, C], each for its own atoms."""
+    if values.ndim == 1:
+        return values
+    return values.repeat_interleave(len(x) // len(values), 0).unsqueeze(1)
 
 
 class ElementLinear(nn.Module):
@@ -177,7 +193,7 @@ class ElementLinear(nn.Module):
         present = [z for z, count in enumerate(counts) if count]
         if self.weight.ndim == 4:  # of stacked members, which are not trained
             if len(present) == 1:
-                return _by_member(x, self.weight[:, present[0]])
+                return by_member(x, self.weight[:, present[0]])
             return _FrozenElementProduct.apply(x, self.weight, counts)
         weights = self.weight.unbind(0)
         if len(present) == 1:

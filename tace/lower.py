@@ -18,7 +18,7 @@ from .config import TaceConfig
 from .geometry import Geometry
 from .ict import stf_basis
 from .initial import radial_network, sum_gain
-from .layers import Linear, concatenate, pair_to_slot, sender_to_slot
+from .layers import Linear, by_member, concatenate, pair_to_slot, sender_to_slot
 from .paths import contraction, interaction_paths, normaliser, parts
 
 
@@ -89,12 +89,14 @@ class LowerInteraction(nn.Module):
     def _sent(self, h: Sequence[Tensor], batch: Batch) -> list[Tensor]:
         """Of every path, the sender's features after its channel map: [A, K, 2l1+1, C]."""
         atoms, k, c = h[0].shape[0], batch.slots, h[0].shape[2]
-        maps = torch.cat(list(self.down.parameters())).view(-1, c, c)  # [paths, C, C]: both go by l3
-        maps = self.scale.unsqueeze(2) * maps
+        # [paths, C, C], and before it the axis of stacked members: both go by l3
+        maps = torch.cat(list(self.down.parameters()), -2).unflatten(-2, (-1, c))
+        of_path = (self.scale.unsqueeze(-1) * maps).unbind(-3)
         sent: list[Tensor] = [h[0]] * len(self.paths)
         for l1, (up, x) in enumerate(zip(self.up, h, strict=True)):
             mine = [n for n, p in enumerate(self.paths) if p.l1 == l1]
-            mapped = up(x) @ torch.cat([maps[n] for n in mine], 1)
+            map_ = torch.cat([of_path[n] for n in mine], -1)
+            mapped = up(x) @ map_ if map_.ndim == 2 else by_member(up(x), map_)
             gathered = sender_to_slot(mapped.reshape(atoms, -1), batch.slot_sender, batch.slot_reverse)
             by_path = gathered.view(atoms, k, 2 * l1 + 1, len(mine), c).unbind(3)
             for n, value in zip(mine, by_path, strict=True):

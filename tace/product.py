@@ -332,7 +332,10 @@ def _difference(module: ProductBasis, library: ctypes.CDLL, dtype: torch.dtype) 
 
 
 class PathMix(nn.Module):
-    """x [A, 2l+1, n·C] → Σ_paths w[z, path, c]·x, atoms sorted by element: uncoupled channels (spec §6.2)."""
+    """x [A, 2l+1, n·C] → Σ_paths w[z, path, c]·x, atoms sorted by element: uncoupled channels (spec §6.2).
+
+    Of M stacked members the weights are [M, Z, paths, C], and x is [M·A, ...].
+    """
 
     def __init__(
         self, n_elements: int, n_paths: int, channels: int, generator: torch.Generator, *, gain: float = 1.0
@@ -342,8 +345,13 @@ class PathMix(nn.Module):
         self.weight = draw((n_elements, n_paths, channels), self.gain, generator)
 
     def forward(self, x: Tensor, counts: tuple[int, ...]) -> Tensor:
-        by_path = x.view(*x.shape[:2], *self.weight.shape[1:])
+        by_path = x.view(*x.shape[:2], *self.weight.shape[-2:])
         present = [z for z, count in enumerate(counts) if count]
+        weights = self.weight.unbind(-3)
+        if self.weight.ndim == 4:  # of stacked members, whose atoms come one copy after another
+            by_member = by_path.view(len(self.weight), -1, *by_path.shape[1:])
+            blocks = by_member.split([counts[z] for z in present], 1)
+            parts = [(b * weights[z][:, None, None]).sum(3) for b, z in zip(blocks, present, strict=True)]
+            return concatenate(parts, 1).flatten(0, 1)
         blocks = by_path.split([counts[z] for z in present], 0)
-        weights = self.weight.unbind(0)
         return concatenate([(b * weights[z]).sum(2) for b, z in zip(blocks, present, strict=True)], 0)

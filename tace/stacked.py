@@ -8,33 +8,66 @@ little longer than one; and one backward pass gives the forces of each.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from .batch import Batch
+from .embeddings import Discrete, FieldEmbedding, MagneticBasis
+from .gates import NormGate
 from .geometry import Geometry
-from .interaction import Interaction
-from .layers import ElementLinear, Linear
+from .layers import ElementLinear, Linear, concatenate
+from .lower import LowerInteraction
 from .model import Tace
-from .radial_tables import has_tables
+from .product import PathMix
+from .radial_tables import RadialTable, has_tables, networks
 from .readout import ENERGY_READOUTS
 
 _ROW_BY_ROW = ("embedding", "fidelity_table")  # tables, of which a copy reads rows of its own
-_KNOW_MEMBERS = (Tace, Linear, ElementLinear)
+_KNOW_MEMBERS = (
+    Tace, Linear, ElementLinear, PathMix, NormGate, LowerInteraction, FieldEmbedding, MagneticBasis, Discrete,
+)  # fmt: skip
+
+
+class MemberTables(nn.Module):
+    """Radial tables of several members, whose grids may differ: each has an equal part of the distances."""
+
+    def __init__(self, tables: Sequence[RadialTable]) -> None:
+        super().__init__()
+        self.tables = nn.ModuleList(tables)
+
+    def forward(self, distances: Tensor) -> Tensor:
+        parts = distances.chunk(len(self.tables))
+        return concatenate([table(x) for table, x in zip(self.tables, parts, strict=True)], 0)
 
 
 def can_stack(members: Sequence[Tace]) -> bool:
-    """Whether the members differ in numbers alone, and every module with weights knows members.
-
-    Heads are left to the single models, and so are radial tables, which compiled graphs read.
-    """
+    """Whether the members differ in numbers alone, and every module with weights knows members."""
     configs = {replace(m.config, avg_neighbors=1.0) for m in members}
-    owners = [m for m in members[0].modules() if next(m.parameters(recurse=False), None) is not None]
-    alike = len(configs) == 1 and all(isinstance(m, _KNOW_MEMBERS) for m in owners)
-    return alike and not len(members[0].heads) and not has_tables(members[0])
+    tables = {has_tables(m) for m in members}
+    return len(configs) == 1 and len(tables) == 1 and all(map(_knows, _owners(members[0])))
+
+
+def _owners(model: Tace) -> list[nn.Module]:
+    """Modules with weights, but for heads, which `stack` leaves out; of lists of weights, whose they are."""
+    found = []
+    for module in _without_heads(model):
+        children = [c for c in module.children() if isinstance(c, nn.ParameterList)]
+        if children or next(module.parameters(recurse=False), None) is not None:
+            found.append(module)
+    return found
+
+
+def _without_heads(model: Tace) -> Iterator[nn.Module]:
+    heads = set(model.heads.modules())
+    return (m for m in model.modules() if m not in heads and not isinstance(m, nn.ParameterList))
+
+
+def _knows(module: nn.Module) -> bool:
+    return isinstance(module, _KNOW_MEMBERS)
 
 
 def shares_trunk(members: Sequence[Tace]) -> bool:
@@ -77,16 +110,23 @@ def read_all(
 def stack(members: Sequence[Tace]) -> Tace:
     """One model that evaluates `copies(batch, M)`: structure s of copy m by member m.
 
+    It has no heads: of members in one pass, energies and what follows from them are asked for.
+
     Args:
         members: `can_stack`; their weights are copied and frozen.
     """
     model = copy.deepcopy(members[0])
+    model.heads, model.config = nn.ModuleDict(), replace(model.config, heads=())
     with torch.no_grad():
-        for name, _ in members[0].named_parameters():
+        for name, _ in list(model.named_parameters()):
             owner, _, key = name.rpartition(".")
             join = torch.cat if name in _ROW_BY_ROW else torch.stack
-            values = join([m.get_parameter(name) * _scale(name, m, model) for m in members])
+            values = join([m.get_parameter(name) * _scale(name, m, members[0]) for m in members])
             setattr(model.get_submodule(owner), key, nn.Parameter(values, requires_grad=False))
+        if has_tables(model):
+            by_name = [dict(networks(m)) for m in members]
+            for name, network in networks(model):
+                network.table = MemberTables([cast(RadialTable, found[name].table) for found in by_name])
         for name, _ in members[0].reference.named_buffers():
             values = torch.cat([m.reference.get_buffer(name) for m in members])
             setattr(model.reference, name, values)
@@ -98,7 +138,5 @@ def _scale(name: str, member: Tace, like: Tace) -> float:
     owner, found, _ = name.partition(".down.")
     if not found:
         return 1.0
-    interaction, first = member.get_submodule(owner), like.get_submodule(owner)
-    assert isinstance(interaction, Interaction)
-    assert isinstance(first, Interaction)
-    return interaction.inverse_neighbors / first.inverse_neighbors
+    mine, first = (cast(Any, m.get_submodule(owner)).inverse_neighbors for m in (member, like))
+    return float(mine / first)

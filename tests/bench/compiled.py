@@ -6,9 +6,9 @@
 DIR holds the folders 3bpa and water_revPBE0-D3. `forces`: energy and forces of 3BPA, Pd-108 and water-192 at
 6 Å by the model as it is (`network`), with radial tables (`tables`), and with these in a compiled graph
 (`graph`, which gives stresses and features too). `step`: loss and gradients of 3BPA (5 frames, no optimiser)
-by PyTorch and by a graph, with --step-systems 3bpa,pd32 of two crystals too, whose forces are made up; with --les
-the model has latent charges. C++ kernels are used by all. Graphs are built first, in half a minute to two each,
-unless the cache has them. `start`: import, load and first force call, each in a process of its own.
+by PyTorch and by a graph, with --step-systems 3bpa,pd32 of two crystals too, whose forces are made up; with
+--les the model has latent charges. C++ kernels are used by all. Graphs are built first, in half a minute to
+two each, unless the cache has them. `start`: import, load and first force call, each in a process of its own.
 """
 
 from __future__ import annotations
@@ -139,7 +139,8 @@ def step(size: str, labelled: list[Labelled], seconds: float, *, les: bool) -> R
     saved = 1e-3 * (found["pytorch_ms"] - found["graph_ms"])
     pays_after = round(figures.seconds / saved) if saved > 0 else None
     atoms = sum(len(x.atoms) for x in labelled)
-    return {"atoms": atoms, "les": les, "build_s": figures.seconds, "pays_after_steps": pays_after, "off": off, **found}
+    built = {"build_s": figures.seconds, "pays_after_steps": pays_after, "off": off}
+    return {"atoms": atoms, "les": les, **built, **found}
 
 
 FIRST_CALL = """

@@ -52,6 +52,7 @@ KEYS = {
     "edges": "directed edges within the cutoff",
     "parameters": "weights that can be trained",
     "members": "of a committee",
+    "kind": "what its models have besides",
     "cpu_ms": "CPU time of one call, median, ms",
     "cpu_least_ms": "the least, ms",
     "wall_ms": "elapsed time of one call, median, ms",

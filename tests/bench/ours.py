@@ -59,15 +59,18 @@ def build(
         **(sizes or {}),
     )
     model = Tace(config, seed=seed, dtype=dtype)
+    levels = config.fidelities
+    scale = math.sqrt(3.0) * rms_forces
     model.set_reference(
-        {"default": dict(e0)}, {"default": math.sqrt(3.0) * rms_forces}, {"default": shift}
+        {n: dict(e0) for n in levels}, dict.fromkeys(levels, scale), dict.fromkeys(levels, shift)
     )
     return model
 
 
 def graph(model: Tace, atoms: Atoms) -> Graph:
     """Species and neighbours of one structure."""
-    return make_graph(atoms, model.config.elements, cutoff=model.config.cutoff_A)
+    config = model.config
+    return make_graph(atoms, config.elements, cutoff=config.cutoff_A, inputs=config.inputs)
 
 
 def batch(model: Tace, graphs: Sequence[Graph]) -> Batch:
