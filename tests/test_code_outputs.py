@@ -99,7 +99,7 @@ def spoilt(name):
     assert limit != RUN != other_potcar
     return {
         "unconverged": (RUN, NOT_REACHED + TIMING, diamond(), "scf-not-converged"),
-        "every step used": (limit, good, diamond(), "scf-not-converged"),
+        "every step used": (limit, "no words" + TIMING, diamond(), "scf-not-converged"),
         "OUTCAR cut": (RUN, REACHED, diamond(), "truncated-output"),
         "xml cut": (RUN[: len(RUN) - 300], good, diamond(), "truncated-output"),
         "moved": (RUN, good, moved, "geometry-mismatch"),

@@ -226,7 +226,7 @@ def test_cp2k_says_why_it_failed(tmp_path):
     record = label(hydrogen(), make("cp2k", **few, retries=0), tmp_path)
     assert record.reason == "scf-not-converged" and "SCF run NOT converged" in record.message
     repaired = label(hydrogen(), make("cp2k", **few), tmp_path / "ladder")
-    asked = label(hydrogen(), make("cp2k", **CP2K), tmp_path)
+    asked = label(hydrogen(), make("cp2k", **CP2K), tmp_path / "asked")
     assert repaired.energy_eV == pytest.approx(asked.energy_eV, abs=1e-5)  # eps_scf 1e-7
     record = label(hydrogen(), make("cp2k", **{**CP2K, "basis": "NOPE"}), tmp_path)
     assert record.reason == "no-basis" and "<NOPE> for element <H>" in record.message

@@ -4,8 +4,8 @@
   their TITELs are checked before the run, and those that VASP read after it. Forces come back in the
   structure's order.
 - The label is the free energy, whose slope the forces are (TOTEN, `e_fr_energy`), not 'energy(sigma→0)'.
-- "reached required accuracy" is about atoms; electronic convergence is counted in steps against NELM and
-  taken from OUTCAR's own words.
+- "reached required accuracy" is about atoms. That the electrons converged is taken from OUTCAR's words, or
+  where it has none from the number of steps, which must be less than NELM.
 - No selective dynamics, no symmetry (ISYM = 0), one ionic step.
 """
 
@@ -16,6 +16,7 @@ import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from io import StringIO
 from pathlib import Path
 from typing import Any, ClassVar
@@ -40,7 +41,7 @@ from alchemy.labelers.programs import (
 
 OUTCAR, RUN = "OUTCAR", "vasprun.xml"
 END = "General timing and accounting informations for this job"
-UNCONVERGED = "EDIFF was not reached"
+CONVERGED, UNCONVERGED = "aborting loop because EDIFF is reached", "EDIFF was not reached"
 TITEL, VALENCE = re.compile(r"^\s*TITEL\s*=\s*(.+?)\s*$", re.MULTILINE), re.compile(r"ZVAL\s*=\s*([\d.]+)")
 
 
@@ -147,7 +148,7 @@ class VaspLabeler(ProgramLabeler):
             raise InputError(
                 f"vasp made {len(run.ionic_steps)} ionic steps: the template must keep NSW = 0 or 1 step"
             )
-        if not run.converged_electronic:
+        if CONVERGED not in text and not run.converged_electronic:
             steps = len(run.ionic_steps[0]["electronic_steps"])
             raise LabelFailureError(NOT_CONVERGED, f"vasp: {steps} electronic steps, NELM is as many")
 
@@ -198,11 +199,16 @@ class VaspLabeler(ProgramLabeler):
 
 
 def _read_run(directory: Path) -> Any:
+    return _parsed(directory / RUN, (directory / RUN).stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=1)  # verdict and parse ask for it one after the other
+def _parsed(path: Path, _changed: int) -> Any:
     from pymatgen.io.vasp.outputs import Vasprun
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return Vasprun(str(directory / RUN), parse_dos=False, parse_eigen=False, parse_potcar_file=False)
+        return Vasprun(str(path), parse_dos=False, parse_eigen=False, parse_potcar_file=False)
 
 
 def _groups(placed: Atoms) -> list[str]:
