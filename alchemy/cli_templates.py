@@ -46,7 +46,9 @@ class Template:
 
 @click.group(cls=InOrder, context_settings=SETTINGS)
 def templates() -> None:
-    """Input templates of labelers, schedulers and campaigns: list, show, copy and then edit.
+    """Input templates to copy and edit.
+
+    Of labelers, of schedulers, of campaigns.
 
     \b
     Example:
@@ -58,7 +60,12 @@ def templates() -> None:
 @templates.command("list", context_settings=SETTINGS)
 @AS_JSON
 def list_templates(as_json: bool) -> None:
-    """List the templates that come with alchemy, with one line each."""
+    """List the templates that come with alchemy, with one line each.
+
+    \b
+    Example:
+      alchemy templates list
+    """
     rows = [{"kind": t.kind, "name": t.name, "what": t.summary} for t in _all()]
     if as_json:
         say_json(rows)

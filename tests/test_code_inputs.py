@@ -15,7 +15,13 @@ from ase.io import read
 from code_cases import GOLDEN, POTCARS, SPECIES, aims, cases, cp2k, mixed_crystal, oxygen, rendered, vasp
 
 from alchemy.errors import EnvironmentProblemError, InputError
-from alchemy.labelers.base import LabelFailureError, fingerprint, make_labeler, template_text
+from alchemy.labelers.base import (
+    LabelFailureError,
+    fingerprint,
+    make_labeler,
+    require_elements,
+    template_text,
+)
 from alchemy.labelers.nwchem import NwchemLabeler
 from alchemy.labelers.orca import OrcaLabeler
 from alchemy.labelers.xtb import XtbLabeler
@@ -109,6 +115,21 @@ def test_an_element_without_its_file_is_named_with_the_option():
         cp2k(basis_file="BASIS_UZH").physics()
     with pytest.raises(InputError, match="has no line 'species Pd'"):
         aims(species={"Pd": "light/08_O_default"}).physics()
+
+
+def test_elements_of_a_campaign_are_looked_up_before_the_first_label(tmp_path):
+    require_elements(vasp(), ["Pd", "C"])
+    require_elements(aims(), ["Pd", "C"])
+    (tmp_path / "BASIS_MOLOPT").write_text("# Cu DZVP\n Pd DZVP-MOLOPT-SR-GTH DZVP-MOLOPT-SR-GTH-q18\n 1\n")
+    (tmp_path / "GTH_POTENTIALS").write_text("Pd GTH-PBE-q18 GTH-PBE\n")
+    require_elements(cp2k(data_dir=str(tmp_path)), ["Pd"])
+    with pytest.raises(InputError, match="BASIS_MOLOPT has no DZVP-MOLOPT-SR-GTH for C; see `basis`"):
+        require_elements(cp2k(data_dir=str(tmp_path)), ["Pd", "C"])
+    with pytest.raises(InputError, match=r"BASIS_MOLOPT has no TZVP for Pd"):
+        require_elements(cp2k(data_dir=str(tmp_path), basis="TZVP"), ["Pd"])
+    for labeler in (vasp(), aims(), NwchemLabeler(basis={"O": "6-31g"})):
+        with pytest.raises(InputError, match="for Cu"):
+            require_elements(labeler, ["O", "Cu"])
 
 
 # --- the fingerprint ------------------------------------------------------------------------------

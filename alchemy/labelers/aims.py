@@ -99,6 +99,11 @@ class AimsLabeler(ProgramLabeler):
         """One file of species defaults by element."""
         return {element: self._species_file(element) for element in self.species}
 
+    def check_elements(self, elements: list[str]) -> None:
+        """The right species for each."""
+        for element in elements:
+            self._species_file(element)
+
     def inputs(self, atoms: Atoms, values: Mapping[str, Any]) -> dict[str, str | Path]:
         """control.in and geometry.in."""
         if atoms.pbc.any():

@@ -15,16 +15,18 @@ import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 from ase import Atoms, units
+from ase.data import atomic_numbers
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from alchemy.errors import InputError
 from alchemy.labelers import staging
-from alchemy.labelers.base import LabelFailureError, LabelResult
+from alchemy.labelers.base import LabelFailureError, LabelResult, template_text
 from alchemy.labelers.boxes import in_a_box, k_grid
 from alchemy.labelers.program_files import last_lines
 from alchemy.labelers.program_text import by_element, data_file, line_with, refuse_charged_cell
@@ -113,6 +115,21 @@ class Cp2kLabeler(ProgramLabeler):
         """The files of basis sets and potentials."""
         return {name: self._data_file(name) for name in (self.basis_file, self.potential_file)}
 
+    def check_elements(self, elements: list[str]) -> None:
+        """A basis set and a potential for each, by the option and in the file."""
+        if "kind.basis" not in template_text(self.template or self.own_template):
+            return  # the user's template names them itself
+        for option, choice, file in (
+            ("basis", self.basis, self.basis_file),
+            ("potential", self.potential, self.potential_file),
+        ):
+            path = self._data_file(file)
+            entries = _entries(path, path.stat().st_mtime_ns)
+            for element in elements:
+                word = by_element(choice, element, option=option, name=self.name)
+                if (element, word) not in entries:
+                    raise InputError(f"labeler 'cp2k': {path} has no {word} for {element}; see `{option}`")
+
     def inputs(self, atoms: Atoms, values: Mapping[str, Any]) -> dict[str, str | Path]:
         """label.inp."""
         if atoms.pbc.any():
@@ -198,6 +215,17 @@ class Cp2kLabeler(ProgramLabeler):
     def _data_file(self, name: str) -> Path:
         places = [self.data_dir] if self.data_dir else [os.environ.get("CP2K_DATA_DIR"), *DATA]
         return data_file(name, places, labeler=self.name, option="data_dir")
+
+
+@lru_cache(maxsize=8)
+def _entries(path: Path, _changed: int) -> frozenset[tuple[str, str]]:
+    """(element, name) of each set; a line begins with the element, then come all the names of one."""
+    found = set()
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        words = line.split()
+        if words and words[0].capitalize() in atomic_numbers:
+            found |= {(words[0].capitalize(), word) for word in words[1:]}
+    return frozenset(found)
 
 
 def _read_output(path: Path) -> Any:

@@ -6,7 +6,7 @@ gradients to 1e-6 Hartree/Bohr, so forces carry a rounding of 2.6e-5 eV/Å.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -65,6 +65,10 @@ class NwchemLabeler(ProgramLabeler):
     scratch: ClassVar[tuple[str, ...]] = ("label.db", "label.movecs", "label.gridpts*", "label.aoints*")
     version_pattern: ClassVar[str] = r"\(NWChem\) (\d+(?:\.\d+)+)"
 
+    def check_elements(self, elements: list[str]) -> None:
+        """Sets that are given by element are given for each."""
+        library_lines(self.basis, elements, option="basis")
+
     def inputs(self, atoms: Atoms, values: Mapping[str, Any]) -> dict[str, str | Path]:
         """label.nw."""
         if atoms.pbc.any():
@@ -78,8 +82,8 @@ class NwchemLabeler(ProgramLabeler):
         ]
         more = {
             "coordinates_bohr": "\n".join(lines),
-            "basis_lines": library_lines(values["basis"], atoms, option="basis"),
-            "ecp_lines": library_lines(values["ecp"], atoms, option=None),
+            "basis_lines": library_lines(values["basis"], set(atoms.symbols), option="basis"),
+            "ecp_lines": library_lines(values["ecp"], set(atoms.symbols), option=None),
         }
         return {self.input_name: self.rendered(atoms, values, **more)}
 
@@ -114,23 +118,25 @@ class NwchemLabeler(ProgramLabeler):
         )
 
 
-def library_lines(choice: str | dict[str, str] | None, atoms: Atoms, *, option: str | None) -> str:
+def library_lines(
+    choice: str | dict[str, str] | None, elements: Iterable[str], *, option: str | None
+) -> str:
     """Lines of NWChem's `basis` and `ecp` blocks.
 
     Raises:
-        InputError: `option` lists sets by element, and an element of the structure is not among them.
+        InputError: `option` lists sets by element, and one of these is not among them.
     """
     if choice is None:
         return ""
     if isinstance(choice, str):
         return f'  * library "{choice}"'
-    elements = sorted(set(atoms.symbols))
-    missing = [element for element in elements if element not in choice]
+    wanted = sorted(elements)
+    missing = [element for element in wanted if element not in choice]
     if option and missing:
         raise InputError(
             f"labeler 'nwchem': option '{option}' names no set for {', '.join(missing)}; add it"
         )
-    return "\n".join(f'  {element} library "{choice[element]}"' for element in elements if element in choice)
+    return "\n".join(f'  {element} library "{choice[element]}"' for element in wanted if element in choice)
 
 
 def _blamed(text: str) -> str:

@@ -102,6 +102,11 @@ class VaspLabeler(ProgramLabeler):
         """One POTCAR by element."""
         return {element: self._potcar(element) for element in self.potcars}
 
+    def check_elements(self, elements: list[str]) -> None:
+        """The right POTCAR for each."""
+        for element in elements:
+            self._checked_potcar(element)
+
     def inputs(self, atoms: Atoms, values: Mapping[str, Any]) -> dict[str, str | Path]:
         """INCAR, KPOINTS, POSCAR and POTCAR."""
         refuse_charged_cell(atoms, allowed=self.charged_cells, name=self.name)
