@@ -30,12 +30,20 @@ def root(tmp_path):
     return tmp_path / "labels"
 
 
+def published(name):
+    """A file of ASE's test data."""
+    path = PUBLISHED / name
+    if not path.is_file():
+        pytest.skip(f"the installed ASE has no {path}", allow_module_level=True)
+    return path.read_text()
+
+
 # --- VASP -----------------------------------------------------------------------------------------
 
-RUN = (PUBLISHED / "vasp" / "vasprun_pstress.xml").read_text()  # VASP 6.3.0, diamond, PSTRESS = 1
+RUN = published("vasp/vasprun_pstress.xml")  # VASP 6.3.0, diamond, PSTRESS = 1
 # what VASP says in OUTCAR when the electrons have converged, and when they have not
-REACHED = (PUBLISHED / "vasp" / "convergence_OUTCAR_y_y").read_text()
-NOT_REACHED = (PUBLISHED / "vasp" / "convergence_OUTCAR_y_n").read_text()
+REACHED = published("vasp/convergence_OUTCAR_y_y")
+NOT_REACHED = published("vasp/convergence_OUTCAR_y_n")
 C_TITEL, SI_TITEL = "PAW C 22Mar2012", "PAW_PBE Si 05Jan2001"
 
 
@@ -142,7 +150,7 @@ def test_vasp_that_dies_says_its_last_words(played, root, vasp_dir):
 
 # --- FHI-aims -------------------------------------------------------------------------------------
 
-AIMS = (PUBLISHED / "aims" / "singlepoint.out").read_text()  # water, restarts its mixer on the way
+AIMS = published("aims/singlepoint.out")  # water, restarts its mixer on the way
 
 
 def aims_water():
