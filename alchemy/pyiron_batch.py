@@ -326,7 +326,8 @@ class BatchLabels:
         output = watch.directory / OUTPUT
         said = output.read_text("utf-8", "replace").strip().splitlines()[-LINES:] if output.is_file() else []
         text = f"batch job {job.id} ({job.name}) ended before its first label ({word}): " + (
-            "\n".join(said) or f"it wrote nothing to {output}"
+            "\n".join(said)
+            or f"it wrote nothing to {output}; is the disk full, or the folder not there on the node?"
         )
         if self.start_failures < START_FAILURES or watch.recovered:
             self.desk.say(text)

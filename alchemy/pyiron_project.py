@@ -182,6 +182,7 @@ class BatchProject:
             if job is not None:
                 with job.server.unlocked():
                     job.server.queue_id = int(number)
+                job.project_hdf5.write_dict(data_dict={"server": job.server.to_dict()})
                 job.status.submitted = True
 
     def running(self, name: str) -> None:

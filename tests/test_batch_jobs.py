@@ -93,6 +93,12 @@ def test_a_pack_is_done_in_turn_and_what_is_recorded_or_claimed_is_left_alone(tm
     assert not list((node.root / ".claims").iterdir())
 
 
+def test_a_job_needs_neither_pyiron_nor_dask_nor_torch():
+    heavy = "{'pyiron_base', 'pysqa', 'distributed', 'torch', 'pandas'}"
+    look = f"import sys, alchemy.batch_job; sys.exit(len({heavy} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", look]).returncode == 0
+
+
 def test_a_label_is_not_begun_when_the_walltime_will_not_do(tmp_path):
     node = Node(tmp_path, walltime_s=60)
     (tmp_path / "mood").write_text("sleep 1.2")

@@ -17,6 +17,7 @@ from alchemy.errors import InterruptedRunError
 from alchemy.executors import InlineExecutor, Interrupt
 from alchemy.label_runners import JobLabels, LostLabelError
 from alchemy.pyiron_jobs import label_key_of
+from alchemy.pyiron_project import open_project
 from alchemy.pyiron_queue import UnreachableError
 from alchemy.records import atoms_to_document, read_json, write_json_atomic
 from alchemy.scheduler_states import Seen
@@ -135,6 +136,11 @@ def test_an_answer_that_is_lost_leads_to_no_second_submission(tmp_path, monkeypa
     assert len(setting.played.submissions) == 2
     assert setting.attempts() == [1] * 4
     assert any("does not answer" in line for line in setting.said)
+    project = open_project(tmp_path / "pyiron")
+    assert list(project.job_table()["status"]) == ["finished"] * 2
+    job = project.load(setting.played.submissions[0])
+    assert job.server.queue_id == 100
+    assert len(job.output["finished"]) == 2
 
 
 def test_a_submission_that_never_arrived_is_made_again_and_the_first_may_not_work_any_more(

@@ -65,21 +65,38 @@ def test_labels_are_slurm_jobs_and_rows_of_the_pyiron_project(slurm: Slurm, tmp_
     assert set(names(slurm)) - before == made
 
 
-def test_a_campaign_has_the_same_labels_from_slurm_as_from_this_process(slurm: Slurm, tmp_path: Path):
-    roots = {}
+def test_a_campaign_has_the_same_labels_from_slurm_though_its_controller_is_killed(slurm: Slurm, tmp_path):
+    places = {}
     for name, labels in (("here", "{}"), ("there", SLURM)):
         (tmp_path / name).mkdir()
-        place = Place(tmp_path / name, labels)
-        code, said = place.call("run", "campaign.yaml")
-        assert code == 0, said
-        roots[name] = energies(place, "batch/labels")
-    assert len(roots["here"]) >= 10
-    assert roots["there"] == roots["here"]
+        places[name] = Place(tmp_path / name, labels)
+    assert places["here"].call("run", "campaign.yaml")[0] == 0
+    place = places["there"]
+    place.mood("sleep 8")
+    process = place.start("run", "campaign.yaml")
+    slurm.wait(lambda: len(running(slurm)) == 4)
+
+    def agree() -> bool:
+        jobs = json.loads(place.call("status", "batch", "--json")[1])["batch_jobs"]
+        states = list(slurm.queue().values())
+        assert jobs["unknown"] == 0
+        return [jobs["running"], jobs["queued"]] == [states.count("RUNNING"), states.count("PENDING")]
+
+    slurm.wait(agree)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert len(running(slurm)) == 4
+    place.mood("")
+    code, said = place.call("run", "campaign.yaml")
+    assert code == 0, said
+    labels = energies(places["here"], "batch/labels")
+    assert len(labels) >= 10
+    assert energies(place, "batch/labels") == labels
     assert set(place.attempts("batch/labels").values()) == {1}
-    code, said = place.call("status", "batch", "--json")
-    jobs = json.loads(said)["batch_jobs"]
+    jobs = json.loads(place.call("status", "batch", "--json")[1])["batch_jobs"]
     assert [jobs[state] for state in ("queued", "running", "unknown", "labels")] == [0, 0, 0, 0]
     assert jobs["ended"] == {"completed": len(place.exits("batch/pyiron"))}
+    assert "batch jobs: 0 queued, 0 running, 0 unknown; ended:" in place.call("status", "batch")[1]
     assert slurm.queue() == {}
 
 
