@@ -19,10 +19,12 @@ if TYPE_CHECKING:
 
 KINDS = {  # folder of alchemy_templates -> how a copy comes into use
     "labelers": "name it under 'template:' in the fidelity that uses the labeler '{name}'",
-    "schedulers": "name it under 'template:' in 'run: labels:' of the campaign",
+    "schedulers": "name it under 'run: labels: template:' of the campaign",
     "campaigns": "then: alchemy check {file}; 'alchemy init {name}' brings its structures too",
 }
-COMMENTS = "#!"  # what a line of comment begins with, in one code or another
+# the controller's script ends otherwise: `alchemy submit` writes it, and no key takes another
+ENDS = {"labelers": ".j2", "schedulers": ".sh.j2", "campaigns": ".yaml"}
+COMMENTS = "#!-"  # what a line of comment begins with, in one code or another
 
 
 @dataclass(frozen=True)
@@ -36,11 +38,12 @@ class Template:
 
     @property
     def summary(self) -> str:
-        """Its first line of comment."""
+        """The first sentence of its first line of comment."""
         for line in self.text.splitlines():
             words = line.strip().lstrip("{").lstrip(COMMENTS).rstrip("#}").strip()
             if words and not line.startswith("#!/"):
-                return words
+                sentence, dot, _ = words.partition(". ")
+                return sentence + dot.strip() if len(sentence.split()) > 3 else words
         return ""
 
 
@@ -128,7 +131,7 @@ def _all() -> list[Template]:
 
 
 def _is_template(kind: str, entry: Traversable) -> bool:
-    return entry.is_file() and entry.name.endswith(".yaml" if kind == "campaigns" else ".j2")
+    return entry.is_file() and entry.name.endswith(ENDS[kind])
 
 
 def _read(kind: str, entry: Traversable) -> Template:
