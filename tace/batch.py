@@ -7,6 +7,7 @@ edges of each receiver in K padded slots so that aggregation is a batched matrix
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -69,6 +70,8 @@ class Batch:
     inputs: Mapping[str, Tensor]  # [S, ...] or [A, ...] (sorted) float64, by the names of `quantities.INPUTS`
     padding: float = 1.0  # slots per real edge, for diagnosis
     copy: Tensor | None = None  # [A] number of the copy that an atom belongs to, see `copies`
+    # periodic axes and atoms of every structure, for whoever would have to ask a GPU for them and wait
+    layout: tuple[tuple[int, int], ...] = ()
 
     @property
     def n_structures(self) -> int:
@@ -81,10 +84,14 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
-        moved: dict[str, Any] = {
-            name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
-        }
-        return replace(self, **moved, inputs={k: v.to(device) for k, v in self.inputs.items()})
+        sent = functools.partial(send, device=device)
+        moved: dict[str, Any] = {k: sent(v) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return replace(self, **moved, inputs={k: sent(v) for k, v in self.inputs.items()})
+
+
+def send(x: Tensor, device: torch.device | str) -> Tensor:
+    """On a device; without waiting for it where that is safe, which is on the way to a GPU."""
+    return x.to(device, non_blocking=torch.device(device).type == "cuda")
 
 
 def species_index(numbers: np.ndarray, elements: Sequence[int]) -> np.ndarray:
@@ -180,6 +187,7 @@ def collate(graphs: Sequence[Graph], n_species: int) -> Batch:
         pair_structure=as_tensor(owner),
         n_atoms=as_tensor(counts),
         inputs=_inputs(graphs, order),
+        layout=tuple((int(g.pbc.sum()), len(g.species)) for g in graphs),
         **slots,
     )
 
@@ -223,6 +231,7 @@ def copies(batch: Batch, number: int) -> Batch:
         pair_slots=(pair_slots + step.unsqueeze(1)).T.contiguous(),
         n_atoms=again(batch.n_atoms),
         inputs={name: again(x) for name, x in batch.inputs.items()},
+        layout=batch.layout * number,
         copy=torch.arange(number, device=batch.species.device).repeat_interleave(atoms),
     )
 

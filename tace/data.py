@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
 from ase import Atoms
 from torch import Tensor
 
-from .batch import Batch, Graph, collate, make_graph
+from .batch import Batch, Graph, collate, make_graph, send
 from .config import TaceConfig
 from .errors import DataError, TaceError, UnknownFidelityError
 from .responses import label_shape
@@ -63,15 +65,19 @@ class Targets:
     atom_labels: Mapping[str, Tensor]  # and of atoms, [A, ...] float64
     rows: Tensor  # [k, S] which rows of the Hessian are compared, as atom · 3 + axis of each structure
     hessian_rows: Tensor  # [k, A, 3] float64
+    # of energies, forces and stresses: whether all rows have labels, or none; not there if some have. Known
+    # to the host, so that a loss on a GPU need not wait for the answer
+    labelled: Mapping[str, bool]
 
     def to(self, device: torch.device | str) -> Targets:
         """The same targets on another device."""
-        moved = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        sent = functools.partial(send, device=device)
+        moved: dict[str, Any] = {k: sent(v) for k, v in vars(self).items() if isinstance(v, Tensor)}
         return replace(
             self,
             **moved,
-            labels={k: v.to(device) for k, v in self.labels.items()},
-            atom_labels={k: v.to(device) for k, v in self.atom_labels.items()},
+            labels={k: sent(v) for k, v in self.labels.items()},
+            atom_labels={k: sent(v) for k, v in self.atom_labels.items()},
         )
 
 
@@ -179,13 +185,16 @@ def collate_samples(
         hessian_rows: rows of the Hessian of each structure, drawn anew for every seed.
     """
     batch = collate([s.graph for s in samples], n_species)
+    energies = torch.tensor([s.energy for s in samples], dtype=torch.float64)
+    forces = torch.from_numpy(np.concatenate([s.forces for s in samples]))
+    stresses = torch.from_numpy(np.stack([s.stress for s in samples]))
     factor = np.ones(len(samples)) if weights is None else np.asarray(weights, dtype=np.float64)
     weight = factor * np.array([s.weight for s in samples])
     counts = [len(s.graph.species) for s in samples]
     return batch, Targets(
-        energies=torch.tensor([s.energy for s in samples], dtype=torch.float64),
-        forces=torch.from_numpy(np.concatenate([s.forces for s in samples])),
-        stresses=torch.from_numpy(np.stack([s.stress for s in samples])),
+        energies=energies,
+        forces=forces,
+        stresses=stresses,
         weights=torch.from_numpy(weight),
         atom_weights=torch.from_numpy(np.repeat(weight, counts)),
         n_atoms=torch.tensor(counts, dtype=torch.float64),
@@ -197,7 +206,13 @@ def collate_samples(
             for n in samples[0].atom_labels
         },
         **_hessian_rows(samples, hessian_rows, seed),
+        labelled=_labelled(energies=energies, forces=forces[:, 0], stresses=stresses[:, 0]),
     )
+
+
+def _labelled(**columns: Tensor) -> dict[str, bool]:
+    finite = {name: torch.isfinite(x) for name, x in columns.items()}
+    return {n: bool(has.all()) for n, has in finite.items() if bool(has.all()) or not bool(has.any())}
 
 
 def _hessian_rows(samples: Sequence[Sample], rows: int, seed: int) -> dict[str, Tensor]:

@@ -75,8 +75,8 @@ class EdgeBasis(nn.Module):
 
     def _with_dummies(self, vectors: Tensor, number: int) -> Tensor:
         """[P+1,3], or [M·(P+1),3] of M copies: the dummy pair of each comes last."""
-        far = [2.0 * self.config.cutoff_A, 0.0, 0.0]
-        dummy = torch.tensor([far], dtype=vectors.dtype, device=vectors.device)
+        # filled where it is: to send numbers to a GPU is to wait for it
+        dummy = nn.functional.pad(vectors.new_full((1, 1), 2.0 * self.config.cutoff_A), (0, 2))
         if number == 1:
             return torch.cat([vectors, dummy])
         by_copy = vectors.view(number, len(vectors) // number, 3)

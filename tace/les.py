@@ -8,10 +8,14 @@ atoms follow from the energy being quadratic in the charges.
 
 from __future__ import annotations
 
+import itertools
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from .batch import Batch
+from .batch import Batch, send
 from .config import LesConfig
 from .errors import DataError
 from .kernel_calls import recording
@@ -71,66 +75,78 @@ def les_energies(
 
         return recorded_les(charges, positions, cells, batch, config)
     energies = torch.zeros(batch.n_structures, dtype=torch.float64, device=positions.device)
-    kinds = batch.pbc.sum(1)
-    for axes in sorted(set(kinds.tolist())):
-        structures = (kinds == axes).nonzero().squeeze(1)
+    layout = _layout(batch)
+    for axes in sorted({kind for kind, _ in layout}):
+        structures = [n for n, (kind, _) in enumerate(layout) if kind == axes]
         if axes == 1:
             raise DataError(
-                f"structure {int(structures[0])} of the batch is periodic along one axis only, for which "
+                f"structure {structures[0]} of the batch is periodic along one axis only, for which "
                 "latent charges have no Ewald sum; use pbc along all three axes with a wide vacuum, along "
                 "two axes, or along none"
             )
         if axes == 0:
             part = _molecules(charges, positions, structures, batch, config)
-            energies = energies.index_add(0, structures, part)
+            energies = energies.index_add(0, _on(structures, energies), part)
         else:
             energies = _periodic(energies, (charges, positions, cells), structures, batch, config)
     squares = torch.zeros_like(energies).index_add(0, batch.structure, charges.square().sum(1))
     # pairs leave the self term out, reciprocal sums have it in
     present = self_energy(config) * squares
-    return energies - torch.where(kinds > 0, present, 0.0) + (0.0 if config.remove_self else present)
+    return energies - torch.where(batch.pbc.any(1), present, 0.0) + (0.0 if config.remove_self else present)
+
+
+def _layout(batch: Batch) -> Sequence[tuple[int, int]]:
+    """Periodic axes and atoms of every structure; of a batch that does not say, its tensors are asked."""
+    return batch.layout or list(zip(batch.pbc.sum(1).tolist(), batch.n_atoms.tolist(), strict=True))
+
+
+def _on(numbers: Sequence[int], like: Tensor) -> Tensor:
+    return send(torch.tensor(numbers), like.device)
 
 
 def _molecules(
-    charges: Tensor, positions: Tensor, structures: Tensor, batch: Batch, config: LesConfig
+    charges: Tensor, positions: Tensor, structures: Sequence[int], batch: Batch, config: LesConfig
 ) -> Tensor:
-    chosen = batch.original
-    if len(structures) < batch.n_structures:
-        member = torch.zeros(batch.n_structures, dtype=torch.bool, device=chosen.device)
-        member[structures] = True
-        chosen = chosen[member.repeat_interleave(batch.n_atoms)]
-    counts = batch.n_atoms.index_select(0, structures)
-    return molecule_sum(charges.index_select(0, chosen), positions.index_select(0, chosen), counts, config)
+    chosen, sizes = batch.original, [n for _, n in _layout(batch)]
+    if len(structures) < len(sizes):
+        first = list(itertools.accumulate(sizes, initial=0))
+        rows = itertools.chain.from_iterable(range(first[n], first[n + 1]) for n in structures)
+        chosen = chosen.index_select(0, _on(list(rows), chosen))
+        sizes = [sizes[n] for n in structures]
+    return molecule_sum(charges.index_select(0, chosen), positions.index_select(0, chosen), sizes, config)
 
 
 def _periodic(
     energies: Tensor,
     fields: tuple[Tensor, Tensor, Tensor],
-    structures: Tensor,
+    structures: Sequence[int],
     batch: Batch,
     config: LesConfig,
 ) -> Tensor:
     """`energies` plus those of crystals or slabs; the few too large for a direct sum go one by one."""
-    large = batch.n_atoms.index_select(0, structures) > config.mesh_above_atoms
-    if config.mesh_above_atoms == 0:
-        large = torch.zeros_like(large)
-    groups = [(structures[~large], lattice_sum)] if not bool(large.all()) else []
-    groups += [(one, mesh_sum) for one in structures[large].split(1) if len(one)]
-    for chosen, reciprocal in groups:
-        sources = _gather(*fields, batch, chosen)
-        pbc = batch.pbc.index_select(0, chosen)
-        if bool(pbc[0].all()):
+    layout, most = _layout(batch), config.mesh_above_atoms or math.inf
+    small = [n for n in structures if layout[n][1] <= most]
+    groups = [(small, lattice_sum)] if small else []
+    groups += [([n], mesh_sum) for n in structures if layout[n][1] > most]
+    for numbers, reciprocal in groups:
+        chosen = _on(numbers, batch.structure)
+        sources = _gather(*fields, batch, chosen, most=max(layout[n][1] for n in numbers))
+        if layout[numbers[0]][0] == 3:
             part = reciprocal(sources, config)
         else:
+            pbc = batch.pbc.index_select(0, chosen)
             part = slab_sum(sources, pbc, config, reciprocal=reciprocal)
         energies = energies.index_add(0, chosen, part)
     return energies
 
 
-def _gather(charges: Tensor, positions: Tensor, cells: Tensor, batch: Batch, structures: Tensor) -> Sources:
+def _gather(
+    charges: Tensor, positions: Tensor, cells: Tensor, batch: Batch, structures: Tensor, *, most: int
+) -> Sources:
+    """Of some structures, of at most so many atoms."""
     counts = batch.n_atoms.index_select(0, structures)
     start = (batch.n_atoms.cumsum(0) - batch.n_atoms).index_select(0, structures)
-    slot = torch.arange(int(counts.max()), device=start.device)
+    slot = torch.arange(most, device=start.device)
     real = slot < counts.unsqueeze(1)
     place = batch.original[start.unsqueeze(1) + torch.where(real, slot, 0)]
     shape = (*place.shape, -1)

@@ -13,7 +13,7 @@ Charges are in e, or in eV^½ Å³ for dispersion; lengths in Å, energies in eV
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from .batch import send
 from .config import LesConfig
 from .units import COULOMB
 
@@ -244,13 +245,17 @@ def slab_sum(
     return energies + (2.0 * math.pi * COULOMB) * correction / torch.linalg.det(cells).abs()
 
 
-def molecule_sum(charges: Tensor, positions: Tensor, counts: Tensor, config: LesConfig) -> Tensor:
-    """Σ_{i<j} of molecules of counts [G] atoms, one after another in charges [n,C]: [G]."""
-    device = positions.device
-    owner = torch.repeat_interleave(torch.arange(len(counts), device=device), counts)
+def molecule_sum(
+    charges: Tensor, positions: Tensor, sizes: Sequence[int], config: LesConfig
+) -> Tensor:
+    """Σ_{i<j} of molecules of so many atoms [G], one after another in charges [n,C]: [G]."""
+    device, atoms, pairs = positions.device, sum(sizes), sum(n * (n - 1) // 2 for n in sizes)
+    counts = send(torch.tensor(sizes), device)
+    owner = torch.repeat_interleave(torch.arange(len(sizes), device=device), counts, output_size=atoms)
     first = (counts.cumsum(0) - counts).index_select(0, owner)
-    rank = torch.arange(len(owner), device=device) - first  # an atom meets those before it in its molecule
-    i = torch.repeat_interleave(torch.arange(len(owner), device=device), rank)
+    rank = torch.arange(atoms, device=device) - first  # an atom meets those before it in its molecule
+    # with their sums known, nobody waits for the numbers of repetitions
+    i = torch.repeat_interleave(torch.arange(atoms, device=device), rank, output_size=pairs)
     j = torch.arange(len(i), device=device) - (rank.cumsum(0) - rank - first).index_select(0, i)
     energies = torch.zeros(len(counts), dtype=positions.dtype, device=device)
     owner = owner.index_select(0, i)

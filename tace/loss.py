@@ -30,20 +30,29 @@ class Difference:
 
 def differences(result: Evaluation, targets: Targets) -> Iterator[Difference]:
     """Every quantity with at least one label in the batch, in the form that the loss compares."""
-    has = torch.isfinite(targets.energies)
-    if bool(has.any()):
+    has = _rows(targets, "energies", targets.energies)
+    if has is not None:
         per_atom = ((result.energies - targets.energies) / targets.n_atoms)[has]
         yield Difference("energy", per_atom.unsqueeze(1), targets.weights[has])
-    has = torch.isfinite(targets.forces[:, 0])
-    if result.forces is not None and bool(has.any()):
+    has = _rows(targets, "forces", targets.forces[:, 0])
+    if result.forces is not None and has is not None:
         yield Difference("forces", (result.forces - targets.forces)[has], targets.atom_weights[has])
-    has = torch.isfinite(targets.stresses[:, 0])
-    if result.stresses is not None and bool(has.any()):
+    has = _rows(targets, "stresses", targets.stresses[:, 0])
+    if result.stresses is not None and has is not None:
         volume_per_atom = (targets.volumes[has] / targets.n_atoms[has]).unsqueeze(1)
         virial = (voigt(result.stresses[has]) - targets.stresses[has]) * volume_per_atom
-        kinds = _VOIGT_MULTIPLICITY.to(virial.device)
+        kinds = _VOIGT_MULTIPLICITY.to(virial.device, non_blocking=True)
         yield Difference("stress", virial, targets.weights[has], kinds)
     yield from _of_labels(result, targets)
+
+
+def _rows(targets: Targets, name: str, labels: Tensor) -> Tensor | slice | None:
+    """Which rows have a label; None if none has. Where the targets know, no tensor is asked."""
+    known = targets.labelled.get(name)
+    if known is not None:
+        return slice(None) if known else None
+    has = torch.isfinite(labels)
+    return has if bool(has.any()) else None
 
 
 def _of_labels(result: Evaluation, targets: Targets) -> Iterator[Difference]:

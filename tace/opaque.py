@@ -23,7 +23,7 @@ from .config import LesConfig
 from .edge_kernel import Edges, Plan
 from .les import les_energies
 from .paths import InteractionPath
-from .product_kernel import Basis, Shapes
+from .product_kernel import Kernel
 
 _INDEX = "Tensor coupling, Tensor sender, Tensor reverse, Tensor pair, Tensor pair_slots, int[] plan"
 _BASIS = "Tensor table, Tensor coefficients, int[] outputs"
@@ -48,6 +48,7 @@ class _Structures(NamedTuple):
     original: Tensor
     n_atoms: Tensor
     n_structures: int
+    layout: tuple[tuple[int, int], ...] = ()
 
 
 # ------------------------------------------------------------------ sums over neighbours
@@ -126,17 +127,11 @@ def _edge_sum_grad2_shapes(
 
 
 # ------------------------------------------------------------------ products
-def _basis(a: Sequence[Tensor], basis: Sequence[Any]) -> Basis:
-    table, coefficients, outputs = basis
+def _kernel(basis: Sequence[Any]) -> Kernel:
+    table, coefficients, _ = basis
     library = products.compiled()
     assert library is not None
-    sizes = tuple(zip(outputs[::2], outputs[1::2], strict=True))
-    shapes = Shapes(tuple(t.shape[1] for t in a), sizes, {})
-    return Basis(library, shapes, table, coefficients, _no_plain)
-
-
-def _no_plain(a: Sequence[Tensor]) -> list[Tensor]:
-    raise NotImplementedError("an operator of a graph has no third derivative")
+    return Kernel(library, table, coefficients)
 
 
 def _product_shapes(a: list[Tensor], *basis: Any) -> list[Tensor]:
@@ -147,14 +142,14 @@ def _product_shapes(a: list[Tensor], *basis: Any) -> list[Tensor]:
 
 def _product(a: list[Tensor], *basis: Any) -> list[Tensor]:
     given, out = [t.contiguous() for t in a], _product_shapes(a, *basis)
-    _basis(a, basis).run("product", given[0], [*given, *out])
+    _kernel(basis).run("product", given[0], [*given, *out])
     return out
 
 
 def _product_grad(a: list[Tensor], g: list[Tensor], *basis: Any) -> list[Tensor]:
     given = [t.contiguous() for t in (*a, *g)]
     out = [torch.empty_like(t) for t in given[: len(a)]]
-    _basis(a, basis).run("product_grad", given[0], [*given, *out])
+    _kernel(basis).run("product_grad", given[0], [*given, *out])
     return out
 
 
@@ -167,7 +162,7 @@ def _product_grad2(
 ) -> list[Tensor]:
     given = [t.contiguous() for t in (*a, *g, *u)]
     out = _rooms(given[: len(needed)], needed)
-    _basis(a, basis).run("product_grad2", given[0], [*given, *_there(out)])
+    _kernel(basis).run("product_grad2", given[0], [*given, *_there(out)])
     return out
 
 

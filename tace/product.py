@@ -30,7 +30,7 @@ from .paths import (
     product_coupling,
     product_paths,
 )
-from .product_kernel import Basis, Place, Shapes, Terms, native_product, tables
+from .product_kernel import Basis, Kernel, Place, Shapes, Terms, native_product, tables
 
 
 class _Block(NamedTuple):
@@ -235,7 +235,7 @@ class ProductBasis(nn.Module):
 
     def basis(self, library: ctypes.CDLL) -> Basis:
         """As the kernel sees it."""
-        return Basis(library, self.shapes, self.table, self.coefficients, self.plain)
+        return Basis(Kernel(library, self.table, self.coefficients), self.shapes, self.plain)
 
     def _native(self, a: Sequence[Tensor]) -> bool:
         """Whether the kernel can do it; of order one there is nothing to do."""

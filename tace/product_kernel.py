@@ -85,14 +85,12 @@ def tables(terms: Terms, shapes: Shapes, nodes: int) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(numbers), torch.from_numpy(coefficients)
 
 
-class Basis(NamedTuple):
-    """A product basis as the kernel sees it, and its plain form."""
+class Kernel(NamedTuple):
+    """A product basis as the kernel sees it."""
 
     library: ctypes.CDLL
-    shapes: Shapes
     table: Tensor
     coefficients: Tensor  # of the dtype of A
-    plain: Plain
 
     def run(self, name: str, like: Tensor, tensors: Sequence[Tensor | None]) -> None:
         """Call a function of the kernel.
@@ -109,6 +107,14 @@ class Basis(NamedTuple):
         call(self.library, name, self.coefficients.dtype, values)
 
 
+class Basis(NamedTuple):
+    """A product basis, compiled and in PyTorch."""
+
+    kernel: Kernel
+    shapes: Shapes
+    plain: Plain
+
+
 class _Values(torch.autograd.Function):
     """A_0.. → B_0.. = ∂T/∂g_0.."""
 
@@ -119,7 +125,7 @@ class _Values(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.basis = basis
         out = basis.shapes.sums(given[0])
-        basis.run("product", given[0], [*given, *out])
+        basis.kernel.run("product", given[0], [*given, *out])
         return tuple(out)
 
     @staticmethod
@@ -142,7 +148,7 @@ class _Slopes(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.basis = basis
         out = [torch.empty_like(t) for t in given[: len(basis.shapes.widths)]]
-        basis.run("product_grad", given[0], [*given, *out])
+        basis.kernel.run("product_grad", given[0], [*given, *out])
         return tuple(out)
 
     @staticmethod
@@ -166,7 +172,7 @@ class _Second(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.basis = basis
         out = [torch.empty_like(t) if needed[k >= n] else None for k, t in enumerate(given[: n + m])]
-        basis.run("product_grad2", given[0], [*given, *out])
+        basis.kernel.run("product_grad2", given[0], [*given, *out])
         return tuple(out)
 
     @staticmethod
