@@ -27,6 +27,7 @@ log = logging.getLogger("tace")
 
 # what a graph saves in a step, and what building it takes, by tests/bench/compiled.py: both cautious
 SAVED_MS_PER_LAYER, SAVED_MS_PER_CHANNEL = 2.0, 0.08  # the latter in every layer
+SAVED_WITH_CHARGES = 0.6  # of that: their sums are found once more for the second derivative
 BUILD_S, BUILD_S_PER_PATH = 45.0, 2.0
 
 Gradients = tuple[Tensor, dict[str, Tensor]]
@@ -125,7 +126,8 @@ def too_few(model: Tace, steps: int) -> str:
         paths += last.weight.shape[1] // model.config.channels
     build = BUILD_S + BUILD_S_PER_PATH * paths
     per_layer = SAVED_MS_PER_LAYER + SAVED_MS_PER_CHANNEL * model.config.channels
-    saved = 1e-3 * per_layer * model.config.n_layers * steps
+    share = 1.0 if model.config.les is None else SAVED_WITH_CHARGES
+    saved = 1e-3 * share * per_layer * model.config.n_layers * steps
     if saved > build:
         return ""
     return f"a graph would save some {saved:.0f} s in {steps} steps and take {build:.0f} s to build"

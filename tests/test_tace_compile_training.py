@@ -160,6 +160,9 @@ def test_few_steps_are_left_to_pytorch_and_many_are_not(frames, no_cache, caplog
     assert route.chosen is False
     assert "would save" in caplog.text and "to build" in caplog.text
     assert too_few(route.model, 2000) and not too_few(route.model, 200_000)
+    charged = build(frames, les=LesConfig())  # whose steps a graph makes less faster
+    enough = next(n for n in range(1000, 200_000, 1000) if not too_few(route.model, n))
+    assert too_few(charged, enough) and not too_few(charged, 2 * enough)
     route, samples = route_of(frames)
     with pytest.raises(BuildingError):
         route.choose(samples, 200_000)
