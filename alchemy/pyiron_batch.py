@@ -35,7 +35,7 @@ NEVER_SEEN_S = 30.0  # a submission without an answer that has not shown up by t
 PATIENCE_S = 30.0  # a node that comes back may turn a hopeless job into a waiting one
 START_FAILURES = 2  # jobs in a row that end before our program begins
 OUTPUT, LINES = "job.out", 6
-ORDINARY = ("Priority", "Resources", "None", "BeginTime", "qw", "Q", "PEND")
+ORDINARY = ("", "Priority", "Resources", "None", "BeginTime")  # reasons to wait that need no words
 
 
 class BatchLabels:
@@ -142,12 +142,14 @@ class BatchLabels:
                 if self._recorded(line["key"]):
                     self._take(line["key"])
         if not complete:
-            return  # the record is not to be seen yet: look again
-        watch.stamp = stamp
+            watch.incomplete_since = watch.incomplete_since or time.monotonic()
+            if time.monotonic() - watch.incomplete_since < GRACE_S:
+                return  # a label's record is not to be seen yet: look again
+        watch.stamp, watch.incomplete_since = stamp, None
         if record["reason"] in ("problem", "os-error"):
             self._problem(job, record)
-        elif record["reason"] == "signal":
-            self.ask_at = 0.0  # why, only the scheduler knows
+        elif record["reason"] == "signal" or (record["reason"] and _any_died(record)):
+            self.ask_at = 0.0  # why, only the scheduler knows: cancelled, preempted, out of memory
         elif record["reason"]:
             self._conclude(job, "completed", record["reason"])
 
@@ -232,8 +234,8 @@ class BatchLabels:
             )
 
     def _tell_why_it_waits(self, found: Seen) -> None:
-        plain = any(word in found.word for word in ORDINARY)
-        if found.state == "queued" and not plain and "(" in found.word and found.word not in self.told:
+        reason = found.word.partition("(")[2].rstrip(")")
+        if found.state == "queued" and reason not in ORDINARY and found.word not in self.told:
             self.told.add(found.word)
             self.desk.say(f"batch job {found.id} waits: {found.word}")
 
@@ -254,8 +256,8 @@ class BatchLabels:
         job.id = job.id or found.id
         watch.over_since = watch.over_since or now
         self.ask_every_s = ASK_S[0]
-        signalled = watch.record is not None and watch.record["reason"] == "signal"
-        if signalled or now - watch.over_since >= GRACE_S:
+        told = watch.record is not None and watch.record["reason"]
+        if told or now - watch.over_since >= GRACE_S:
             self._conclude(job, found.ending, found.word)
 
     # the end of a job
@@ -264,7 +266,7 @@ class BatchLabels:
         """The job is dead: its claims are void, its labels are taken, charged, or wait again."""
         watch = self.desk.watches.pop(job.name)
         del self.desk.ledger.jobs[job.name]
-        self.desk.ledger.ended[ending] += 1
+        self.desk.ledger.ended["not submitted" if free else ending] += 1
         root = Path(job.root)
         label_claims.release(root, job.keys, job.name)
         jobs = self.desk.jobs_of(job.fidelity)
@@ -385,3 +387,7 @@ class BatchLabels:
         self.desk.submit(fidelity, {key: self.wanted[key] for key in keys}, expected)
         self.ask_every_s = ASK_S[0]
         self.ask_at = min(self.ask_at, time.monotonic() + ASK_S[0])
+
+
+def _any_died(record: dict[str, Any]) -> bool:
+    return any(line["state"] == "died" for line in record["labels"])

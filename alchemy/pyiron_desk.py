@@ -29,6 +29,7 @@ class Watch:
     missing_since: float | None = None
     over_since: float | None = None
     hopeless_since: float | None = None
+    incomplete_since: float | None = None
 
 
 class Desk:
@@ -57,7 +58,7 @@ class Desk:
     def give_up(self, error: AlchemyError) -> NoReturn:
         """Cancel what has not begun, then raise."""
         for job in list(self.ledger.jobs.values()):
-            if job.state != "running" and job.id:
+            if job.id and self.watches[job.name].record is None:
                 self.queue(job.where).cancel(job.id)
                 (self.watches[job.name].directory / REVOKED).touch()
                 self.project.ended(job.name, {"ending": "cancelled", "word": str(error)}, aborted=True)
