@@ -32,6 +32,7 @@ class Played:
         self.submissions: list[str] = []
         self.cancelled: list[str] = []
         self.busy = True  # jobs stay in the queue
+        self.ended: dict[str, Seen] = {}
 
     def submit(self, text: str, *, directory: Path, name: str) -> str:
         self.submissions.append(name)
@@ -43,7 +44,7 @@ class Played:
         self.cancelled.append(number)
 
     def look(self, wanted: Mapping[str, str]) -> dict[str, Seen]:
-        found = {}
+        found = {name: seen for name, seen in self.ended.items() if name in wanted}
         for name, (number, directory) in self.there.items():
             if name in wanted:
                 if not self.busy:
@@ -218,6 +219,23 @@ def test_cheap_levels_stay_with_the_workers_while_dear_ones_are_jobs(tmp_path, m
     assert [found[n]["key"] for n in range(4)] == [r["key"] for r in requests]
     assert len(setting.played.submissions) == 2
     assert setting.attempts() == [1, 1]
+
+
+def test_a_label_that_was_killed_has_the_scheduler_s_word_for_it_as_its_reason(tmp_path, monkeypatch):
+    setting = Setting(tmp_path, monkeypatch, {"where": "slurm", "retries": 0})
+
+    def too_large(played: Played, name: str, directory: Path) -> str:
+        lines = [{"key": read_json(directory / "pack.json")["labels"][0]["key"], "state": "died"}]
+        record = {"began_unix_s": 0.0, "ended_unix_s": 1.0, "reason": "done", "labels": lines, "host": "n1"}
+        write_json_atomic(directory / "exit.json", record)
+        played.ended[name] = Seen("7", name, "ended", "out-of-memory", "OUT_OF_MEMORY")
+        return "7"
+
+    setting.played.act = too_large
+    found = setting.run([request(tmp_path, 0)])[0]
+    assert isinstance(found, LostLabelError)
+    assert found.reason == "out-of-memory"
+    assert "OUT_OF_MEMORY" in str(found)
 
 
 def test_jobs_that_vanish_with_a_label_are_tried_again_up_to_the_limit(tmp_path, monkeypatch):
