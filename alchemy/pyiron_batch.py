@@ -30,6 +30,7 @@ from alchemy.scheduler_states import Ending, Seen
 
 LOOK_S, ASK_S = (0.3, 5.0), (1.0, 30.0)  # how often files and the scheduler are looked at: at first, at last
 BACK_OFF_S = (5.0, 300.0)  # between tries while the scheduler does not answer
+SUBMIT_S = 10.0  # jobs are submitted for so long, then looked at
 GRACE_S = 5.0  # a file system may show the last file of a job later than the scheduler its end
 NEVER_SEEN_S = 30.0  # a submission without an answer that has not shown up by then has not happened
 PATIENCE_S = 30.0  # a node that comes back may turn a hopeless job into a waiting one
@@ -356,10 +357,11 @@ class BatchLabels:
     # new jobs
 
     def _submit(self) -> None:
+        until = time.monotonic() + SUBMIT_S
         for fidelity, keys in self.waiting.items():
             jobs = self.desk.jobs_of(fidelity)
             alive = sum(job.fidelity == fidelity for job in self.desk.ledger.jobs.values())
-            while keys and alive < jobs.jobs:
+            while keys and alive < jobs.jobs and time.monotonic() < until:
                 self.interrupt.raise_if_set()
                 size = 1 if self._risky(keys[0]) else jobs.pack
                 pack = [keys[0], *(k for k in keys[1:size] if not self._risky(k))]

@@ -89,8 +89,7 @@ class Desk:
         job = BatchJob(name, jobs.where, fidelity, requests[keys[0]]["root"], keys)
         self.ledger.jobs[name], self.watches[name] = job, Watch(directory)
         self.ledger.save()
-        inputs = {"fidelity": fidelity, "labels": keys, "where": jobs.where, "tries": 1}
-        self.project.make(name, inputs)
+        self.project.make(name, {"fidelity": fidelity, "labels": keys, "where": jobs.where})
         try:
             job.id = queue.submit(text, directory=directory, name=name)
         except (QueueFullError, EnvironmentProblemError) as error:

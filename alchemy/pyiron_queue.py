@@ -27,7 +27,7 @@ from alchemy.scheduler_states import Seen
 
 COMMAND_TIMEOUT_S = 60.0
 PYSQA_NAMES = {"slurm": "SLURM", "pbs": "TORQUE", "sge": "SGE", "lsf": "LSF"}
-SCRIPT = "run_queue.sh"  # pysqa's name
+QUERIES = ("squeue", "qstat", "bjobs")  # that one of them fails is a reason to wait, never to end
 # what a path may hold that stands in a comment for the scheduler, which knows no quotes
 _UNFIT = re.compile(r"[^\w./+@=~-]")
 _UNREACHABLE = re.compile(
@@ -140,10 +140,10 @@ class Queue:
         return str(number)
 
     def cancel(self, number: str) -> None:
-        """No complaint if it is gone already."""
+        """No complaint if it is gone already, or nobody answers."""
         try:
             self._adapter.delete_job(int(number))
-        except EnvironmentProblemError:
+        except (EnvironmentProblemError, UnreachableError):
             return
 
     def look(self, wanted: Mapping[str, str]) -> dict[str, Seen]:
@@ -222,7 +222,7 @@ class Queue:
 
 def _problem(program: str, said: str, code: int) -> Exception:
     text = f"{program}: {said.splitlines()[-1] if said else f'ended with status {code} and said nothing'}"
-    if _UNREACHABLE.search(said):
+    if _UNREACHABLE.search(said) or program in QUERIES:
         return UnreachableError(text)
     if _FULL.search(said):
         return QueueFullError(text)

@@ -223,6 +223,13 @@ def test_the_answers_of_schedulers_become_numbers_or_errors_in_their_words(tmp_p
         with pytest.raises(kind) as caught:
             Queue("slurm").submit("x", directory=tmp_path, name="al0")
         assert said in str(caught.value)
+    stand_in(tmp_path, "squeue", "echo 'squeue: something new' >&2; exit 1")
+    with pytest.raises(UnreachableError, match="something new"):  # never a reason to end a campaign
+        Queue("slurm").look({"al0": "17"})
+    stand_in(tmp_path, "squeue", "echo '17|RUNNING|None|al0'")
+    stand_in(tmp_path, "sacct", "echo '18|TIMEOUT|al1'")
+    found = Queue("slurm").look({"al0": "17", "al1": "18", "al2": "19"})
+    assert {name: seen.state for name, seen in found.items()} == {"al0": "running", "al1": "ended"}
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(EnvironmentProblemError, match="no program 'sbatch'"):
         Queue("slurm").submit("x", directory=tmp_path, name="al0")
