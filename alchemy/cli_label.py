@@ -195,12 +195,12 @@ def _run(
                 elif isinstance(result, BaseException):
                     raise EnvironmentProblemError(f"a label failed outside its code: {result!r}")
                 else:
-                    found[index] = tasks.read_label(root, result["key"])
+                    found[index] = tasks.read_label(root, result["results"][0]["key"])
                 bar.note(found[index].reason or "ok")
                 bar.advance()
 
             try:
-                runner.run(requests, on_done=done)
+                runner.run([{"requests": [request]} for request in requests], on_done=done)
             finally:
                 executor.close()
     return [found[n] for n in range(len(requests))]

@@ -44,13 +44,16 @@ class Requests:
 
 
 class LabelRunner(Protocol):
-    """Computes labels; each result is handed over as soon as it is there, in the caller's thread.
+    """Computes packs of labels; each result is handed over as soon as it is there, in the caller's thread.
 
-    Requests of batch jobs are all drawn at once: they are waiting in a queue then.
+    A pack is what `tasks.labels` takes. Packs of batch jobs are all drawn at once: they wait in a queue then.
     """
 
-    def run(self, requests: Iterable[Request], *, on_done: OnDone) -> None:
-        """`on_done(index, result)`; a result is what `tasks.label` returns, or an exception."""
+    def alone(self, request: Request) -> bool:
+        """Whether this label is a pack of its own: it is, or was already, a batch job's."""
+
+    def run(self, packs: Iterable[Request], *, on_done: OnDone) -> None:
+        """`on_done(index, result)`; a result is what `tasks.labels` returns, or an exception."""
 
 
 class WorkerLabels:
@@ -59,8 +62,11 @@ class WorkerLabels:
     def __init__(self, executor: Executor) -> None:
         self._executor = executor
 
-    def run(self, requests: Iterable[Request], *, on_done: OnDone) -> None:
-        self._executor.run(tasks.label, requests, resource="LABEL", on_done=on_done)
+    def alone(self, request: Request) -> bool:
+        return False
+
+    def run(self, packs: Iterable[Request], *, on_done: OnDone) -> None:
+        self._executor.run(tasks.labels, packs, resource="LABEL", on_done=on_done)
 
 
 class JobLabels:
@@ -78,22 +84,25 @@ class JobLabels:
     ) -> None:
         self._executor, self._labels = executor, labels
         self._folder, self._base_dir, self._say, self._interrupt = folder, base_dir, say, interrupt
+        # of jobs of an earlier run, which may be at work on labels of a level that is the workers' by now
+        self._held: set[str] = set()
 
-    def run(self, requests: Iterable[Request], *, on_done: OnDone) -> None:
-        # jobs of an earlier run may be at work on labels of a level that is the workers' by now
-        held = {key for job in Ledger(self._folder).jobs.values() for key in job.keys}
-        if not held and not self._labels.any_batch:
-            return self._executor.run(tasks.label, requests, resource="LABEL", on_done=on_done)
-        requests = list(requests)
-        batch = [
-            n
-            for n, r in enumerate(requests)
-            if self._labels.of(r["fidelity"]).batch or r.get("key") in held
-        ]
-        rest = [n for n in range(len(requests)) if n not in set(batch)]
+    def alone(self, request: Request) -> bool:
+        return self._labels.of(request["fidelity"]).batch or request.get("key") in self._held
+
+    def run(self, packs: Iterable[Request], *, on_done: OnDone) -> None:
+        self._held = {key for job in Ledger(self._folder).jobs.values() for key in job.keys}
+        if not self._labels.any_batch and not self._held:
+            return self._executor.run(tasks.labels, packs, resource="LABEL", on_done=on_done)
+        packs = list(packs)
+        batch = [n for n, pack in enumerate(packs) if self.alone(pack["requests"][0])]
+        rest = [n for n in range(len(packs)) if n not in set(batch)]
         if not batch:
-            return self._executor.run(tasks.label, requests, resource="LABEL", on_done=on_done)
+            return self._executor.run(tasks.labels, packs, resource="LABEL", on_done=on_done)
         from .pyiron_batch import BatchLabels
+
+        def of_job(place: int, result: dict[str, Any] | BaseException) -> None:
+            on_done(batch[place], result if isinstance(result, BaseException) else {"results": [result]})
 
         jobs = BatchLabels(
             self._folder,
@@ -103,19 +112,13 @@ class JobLabels:
             interrupt=self._interrupt,
         )
         try:
-            jobs.begin([requests[n] for n in batch], lambda i, result: on_done(batch[i], result))
-            self._both(jobs, [requests[n] for n in rest], lambda i, result: on_done(rest[i], result))
+            jobs.begin([packs[n]["requests"][0] for n in batch], of_job)
+            self._both(jobs, [packs[n] for n in rest], lambda i, result: on_done(rest[i], result))
         finally:
             jobs.close()
-        left = [n for n in batch if requests[n].get("key") in jobs.leftover]
-        if left:
-            again = [requests[n] for n in left]
-            self._executor.run(
-                tasks.label, again, resource="LABEL", on_done=lambda i, result: on_done(left[i], result)
-            )
         return None
 
-    def _both(self, jobs: BatchLabels, requests: list[Request], on_done: OnDone) -> None:
+    def _both(self, jobs: BatchLabels, packs: list[Request], on_done: OnDone) -> None:
         """Tasks in a thread, whose results are handed over here, between two looks at the jobs."""
         found: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()
         stopped = threading.Event()
@@ -127,12 +130,12 @@ class JobLabels:
 
         def work() -> None:
             try:
-                self._executor.run(tasks.label, requests, resource="LABEL", on_done=hand_over)
+                self._executor.run(tasks.labels, packs, resource="LABEL", on_done=hand_over)
             except Exception as error:
                 found.put((-1, error))
 
         thread = threading.Thread(target=work, daemon=True)
-        if requests:
+        if packs:
             thread.start()
         try:
             while jobs.busy or thread.is_alive() or not found.empty():

@@ -61,6 +61,11 @@ def label(request: dict[str, Any]) -> dict[str, Any]:
     return {"key": record.key, "status": record.status, "reason": record.reason}
 
 
+def labels(request: dict[str, Any]) -> dict[str, Any]:
+    """Some labels one after another; their records are on disk when this returns."""
+    return {"results": [label(one) for one in request["requests"]]}
+
+
 @contextmanager
 def _held(path: Path) -> Iterator[None]:
     """One process at a time: a worker that outlives its controller may still be at the same label.

@@ -105,7 +105,7 @@ class Setting:
 
         def done(index: int, result: Any) -> None:
             assert index not in found
-            found[index] = result
+            found[index] = result["results"][0] if isinstance(result, dict) else result
 
         runner = JobLabels(
             InlineExecutor(self.interrupt),
@@ -115,7 +115,7 @@ class Setting:
             say=self.said.append,
             interrupt=self.interrupt,
         )
-        runner.run(requests, on_done=done)
+        runner.run([{"requests": [one]} for one in requests], on_done=done)
         return found
 
     def attempts(self) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections import Counter
@@ -29,10 +30,11 @@ from .context import Context
 
 FLUSH_S = 1.0  # records wait at most this long on disk before they are in the store as well
 FLUSH_RECORDS = 64
-TIDY_AFTER = 32  # commits of a few labels each, after which they are merged
+TIDY_AFTER = 64  # commits of a few labels each, after which they are merged
 READ_AT_ONCE = 256
 KILLED = ("program-killed",)  # by the kernel or by hand, which says nothing about the structure
 MAX_ATTEMPTS = 3
+PACK_S, PACK = 0.2, 32  # labels of one task: together so long, at most so many
 
 
 def label(
@@ -85,31 +87,52 @@ class _Purchase:
         self.context, self.snapshot, self.keys, self.bar = context, snapshot, keys, bar
         self.e0 = symbols_of(isolated_energies(snapshot, context.fidelities))
         self.sink = _Sink(context)
-        self.sent: list[str] = []
+        self.sent: list[list[str]] = []
+        self.attempts: Mapping[str, int] = {}
         self.killed: dict[str, int] = {}
+        self.alone: set[str] = set()  # their pack took its worker down
+        self.wall_s: dict[str, float] = {}  # of the last label of a fidelity
 
     def run(self, attempts: Mapping[str, int]) -> None:
         """One pass over the keys; `killed` holds those that need another."""
-        self.sent = []
-        budget = self.context.budget
+        self.sent, self.attempts = [], attempts
         ended: list[BudgetEndedError] = []
-
-        def documents() -> Iterator[dict[str, Any]]:
-            for document, price in self._documents(attempts):
-                try:
-                    budget.begin(document["key"], price)
-                except BudgetEndedError as end:
-                    ended.append(end)
-                    return
-                self.sent.append(document["key"])
-                yield document
-
-        self.context.label_runner.run(Requests(documents(), len(attempts)), on_done=self._done)
+        packs = self._packs(attempts, ended)
+        self.context.label_runner.run(Requests(packs, len(attempts)), on_done=self._done)
         if ended:
             raise ended[0]
 
-    def _documents(self, attempts: Mapping[str, int]) -> Iterator[tuple[dict[str, Any], Cost]]:
-        """Requests and what they may cost; structures are read some at a time."""
+    def _packs(
+        self, attempts: Mapping[str, int], ended: list[BudgetEndedError]
+    ) -> Iterator[dict[str, Any]]:
+        """Requests; those of milliseconds some at a time, as handing out a task takes longer."""
+        pack: list[dict[str, Any]] = []
+        names: list[str] = []
+        seconds = 0.0
+        for key, document, price in self._documents(attempts):
+            try:
+                self.context.budget.begin(key, price)
+            except BudgetEndedError as end:
+                ended.append(end)
+                break
+            if self.context.label_runner.alone(document):
+                self.sent.append([key])
+                yield {"requests": [document]}
+                continue
+            pack.append(document)
+            names.append(key)
+            one_by_one = self.context.inline or key in self.alone
+            seconds += math.inf if one_by_one else self.wall_s.get(document["fidelity"], math.inf)
+            if seconds >= PACK_S or len(pack) >= PACK:
+                self.sent.append(names)
+                yield {"requests": pack}
+                pack, names, seconds = [], [], 0.0
+        if pack:
+            self.sent.append(names)
+            yield {"requests": pack}
+
+    def _documents(self, attempts: Mapping[str, int]) -> Iterator[tuple[str, dict[str, Any], Cost]]:
+        """Keys, requests and what they may cost; structures are read some at a time."""
         keys = list(attempts)
         for start in range(0, len(keys), READ_AT_ONCE):
             some = keys[start : start + READ_AT_ONCE]
@@ -129,29 +152,41 @@ class _Purchase:
                     "e0_eV": self.e0.get(fidelity) if len(atoms) > 1 else None,
                     "attempt": attempts[key],
                 }
-                yield document, self.context.budget.label_price(fidelity, len(atoms))
+                yield key, document, self.context.budget.label_price(fidelity, len(atoms))
 
     def _done(self, index: int, result: dict[str, Any] | BaseException) -> None:
-        key = self.sent[index]
-        uid, fidelity = self.keys[key]
-        if isinstance(result, WorkerKilledError):
+        keys = self.sent[index]
+        self.sent[index] = []
+        for key in keys:
+            if not isinstance(result, BaseException):
+                self._finished(key)
+                continue
             self.context.budget.end(key)
+            uid, fidelity = self.keys[key]
+            if isinstance(result, LostLabelError):
+                self.sink.lost(uid, fidelity, result.message, reason=result.reason)
+                self.bar.advance()
+                continue
+            if not isinstance(result, WorkerKilledError):
+                raise EnvironmentProblemError(
+                    f"labelling {uid[:8]} with {fidelity} failed outside the calculation: {result}"
+                ) from result
+            if len(keys) > 1:  # one of them did it
+                self.killed[key] = self.attempts[key]
+                self.alone.add(key)
+                continue
             self.sink.lost(uid, fidelity, str(result))
-        elif isinstance(result, LostLabelError):
-            self.context.budget.end(key)
-            self.sink.lost(uid, fidelity, result.message, reason=result.reason)
-        elif isinstance(result, BaseException):
-            raise EnvironmentProblemError(
-                f"labelling {uid[:8]} with {fidelity} failed outside the calculation: {result}"
-            ) from result
-        else:
-            record = tasks.read_label(self.context.home.labels, result["key"])
-            self.context.budget.end(key, record)
-            if record.reason in KILLED and record.attempt < MAX_ATTEMPTS:
-                self.killed[key] = record.attempt + 1
-                return
-            self.sink.take(record)
-            self.bar.note(f"{fidelity} {'ok' if record.status == 'ok' else record.reason}")
+            self.bar.advance()
+
+    def _finished(self, key: str) -> None:
+        record = tasks.read_label(self.context.home.labels, key)
+        self.context.budget.end(key, record)
+        if record.reason in KILLED and record.attempt < MAX_ATTEMPTS:
+            self.killed[key] = record.attempt + 1
+            return
+        self.wall_s[record.fidelity] = record.wall_s
+        self.sink.take(record)
+        self.bar.note(f"{record.fidelity} {'ok' if record.status == 'ok' else record.reason}")
         self.bar.advance()
 
 
@@ -168,6 +203,7 @@ class _Sink:
         self.records: list[LabelRecord] = []
         self.failures: list[FailureRow] = []
         self.since = time.monotonic()
+        self.commits = 0
 
     def take(self, record: LabelRecord) -> None:
         """One finished record; commits when enough waited."""
@@ -197,6 +233,9 @@ class _Sink:
             self.context.store.append(
                 labels=[row_of(r) for r in self.records], failures=self.failures
             )
+            self.commits += 1
+            if self.commits % TIDY_AFTER == 0:
+                self.context.store.tidy()
         keep = self.context.campaign.keep.label_directories
         for record in self.records:
             if keep == "none" or (keep == "failed" and record.status == "ok"):
