@@ -122,7 +122,8 @@ def make_executor(
         waiting: told in words what is being waited for, and '' when that is over.
 
     Raises:
-        EnvironmentProblemError: the scheduler cannot be reached, or the batch system is not there.
+        EnvironmentProblemError: a worker does not start, the scheduler cannot be reached, or the batch
+            system is not there.
     """
     if run.where == "inline":
         return InlineExecutor(interrupt)
@@ -132,7 +133,8 @@ def make_executor(
     from .executors_dask import DaskExecutor, StandingSupply
 
     dask.config.set({"distributed.scheduler.allowed-failures": 2})
-    dask.config.set({"distributed.worker.profile.enabled": False})  # a hundred looks a second
+    # a profiler that looks 100 times a second, and logs that nobody reads
+    dask.config.set({"distributed.worker.profile.enabled": False, "distributed.admin.log-length": 1000})
     if run.where in BATCH_SYSTEMS:
         from .executors_cluster import start_fleet
 
@@ -141,7 +143,12 @@ def make_executor(
     threads = run.threads_per_worker
     if run.where == "local":
         count = max(1, cores() // threads) if run.workers == "auto" else int(run.workers)
-        cluster = _local_cluster(count, threads, gpu_count(run.gpus))
+        try:
+            cluster = _local_cluster(count, threads, gpu_count(run.gpus))
+        except (RuntimeError, OSError, TimeoutError) as error:
+            raise EnvironmentProblemError(
+                f"a worker died while it was started ({error}); out of memory, or killed? Run it again"
+            ) from error
         return DaskExecutor(Client(cluster, set_as_default=False), StandingSupply(cluster), interrupt)
     try:
         client = Client(run.where, timeout="10s", set_as_default=False)

@@ -145,7 +145,9 @@ def _row(facts: CampaignFacts, tree: Tree) -> dict[str, Any]:
     fresh = branch(tree, "fresh", facts.target)
     stages = facts.stages.get(index, ())
     # The last round has no assess stage: a stop reason or a later round says that it is over.
-    over = bool(stop_of(facts)) or index < facts.rounds[-1]["round"]
+    # A budget ends a campaign within a round, which goes on when there is more.
+    ended = bool(stop_of(facts)) and stop_of(facts).get("rule") != "budget"
+    over = ended or index < facts.rounds[-1]["round"]
     return {
         "round": index,
         "done": over or "assess" in stages or bool(branch(tree, "fresh")),

@@ -96,6 +96,8 @@ def disturbed(folder: Path, *, kills: int, seed: int, overlap: bool, pace_s: flo
     """Run it to its end; what was killed, and what is left."""
     rng = random.Random(seed)
     path, environment = prepared(folder, overlap=overlap, nap_s=NAP * pace_s)
+    wanted = [KINDS[n % len(KINDS)] for n in range(kills)]  # as many of each kind, in any order
+    rng.shuffle(wanted)
     done: list[str] = []
     restarts, odd = 0, []
     began = time.monotonic()
@@ -109,11 +111,11 @@ def disturbed(folder: Path, *, kills: int, seed: int, overlap: bool, pace_s: flo
                 odd.append(controller.returncode)
             restarts += 1
             controller = start(path, environment, folder / "run.log")
-        if len(done) < kills:
-            _kill_one(folder, rng, controller, done)
+        if wanted and _kill_one(folder, rng, wanted[-1], controller):
+            done.append(wanted.pop())
             time.sleep(pace_s * rng.uniform(*PAUSES))
         else:
-            time.sleep(0.2)
+            time.sleep(0.1)
     time.sleep(2.0)
     orphans = [kind for _, kind in ours(folder)]
     finished = Counter((folder / "finished.log").read_text().split())
@@ -135,26 +137,20 @@ def disturbed(folder: Path, *, kills: int, seed: int, overlap: bool, pace_s: flo
 
 
 def _kill_one(
-    folder: Path, rng: random.Random, controller: subprocess.Popen[bytes], done: list[str]
-) -> None:
-    """One process of a kind that is drawn first, as programs come and go."""
-    alive: dict[str, list[int]] = {kind: [] for kind in KINDS}
-    for pid, kind in ours(folder):
-        alive.get(kind, []).append(pid)
-    kinds = [kind for kind in KINDS if alive[kind]]
-    if done[-2:] == ["program"] * 2 and "program" in kinds:
-        kinds.remove("program")  # three in a row may be one label, which is given up then
-    if not kinds or not (folder / "mini" / "store.h5.d").exists():
-        return
-    kind = rng.choice(kinds)
-    pid = rng.choice(sorted(alive[kind]))
+    folder: Path, rng: random.Random, kind: str, controller: subprocess.Popen[bytes]
+) -> bool:
+    """One process of the kind, if there is one by now."""
+    alive = sorted(pid for pid, own in ours(folder) if own == kind)
+    if not alive or not (folder / "mini" / "store.h5.d").exists():
+        return False
+    pid = rng.choice(alive)
     try:
         os.kill(pid, signal.SIGKILL)
     except ProcessLookupError:
-        return
-    done.append(kind)
+        return False
     if pid == controller.pid:
         controller.wait()
+    return True
 
 
 def calm(folder: Path, *, nap_s: float) -> list[str]:
