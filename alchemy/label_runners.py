@@ -116,6 +116,12 @@ class JobLabels:
             self._both(jobs, [packs[n] for n in rest], lambda i, result: on_done(rest[i], result))
         finally:
             jobs.close()
+        left = [n for n in batch if packs[n]["requests"][0].get("key") in jobs.leftover]
+        if left:
+            again = [packs[n] for n in left]
+            self._executor.run(
+                tasks.labels, again, resource="LABEL", on_done=lambda i, result: on_done(left[i], result)
+            )
         return None
 
     def _both(self, jobs: BatchLabels, packs: list[Request], on_done: OnDone) -> None:
