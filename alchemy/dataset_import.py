@@ -190,7 +190,10 @@ def _append(
             result.unlabelled += 1
     labels = {row.key: row for _, row in reversed(rows) if row is not None}  # the first of a key counts
     states = view.label_states(labels)
-    fresh = [row for row in labels.values() if not states.get(row.key)]
+    doubted = set(view.retracted()) - {key for key, ok in states.items() if ok}
+    fresh = [row for row in labels.values() if not states.get(row.key) and row.key not in doubted]
+    if kept := sum(key in doubted for key in labels):
+        result.notes.append(f"left out: {count(kept, 'label')} that the store has withdrawn or doubts")
     store.append(
         structures=[frame.atoms for frame, _ in rows],
         labels=fresh,

@@ -3,12 +3,13 @@
 import json
 import os
 
-from ase import Atoms
+import pytest
 from ase.build import molecule
 from store_helpers import hydrogen, label_of, same, water
 
+from alchemy.errors import InputError, StoreError
 from alchemy.identity import structure_uid
-from alchemy.store import RetractionRow, Store
+from alchemy.store import RetractionRow, Store, merge_into
 
 
 def test_query_counts_sorts_explains_and_looks_back(run, filled):
@@ -127,14 +128,22 @@ def test_a_store_of_a_newer_alchemy_is_left_alone(run, store, monkeypatch):
     assert after == before
 
 
-def test_two_campaigns_on_one_store_keep_their_labels_apart_by_key(store):
-    """Same level name, other physics: two labels; nothing is overwritten."""
+def test_labels_of_another_physics_cannot_enter_a_level_of_a_store(store):
+    """Same level name, other physics: refused at once, at an append and before a merge writes anything."""
     atoms = molecule("H2O")
     one = label_of(atoms, energy=-1.0)
     two = label_of(atoms, energy=-2.0, key="e" * 32, fingerprint="e" * 32)
     Store(store.path).append(structures=[atoms], labels=[one])
-    Store(store.path).append(structures=[atoms, hydrogen(1)], labels=[two])
+    with pytest.raises(StoreError, match=f"'{one.fidelity}': labels of other physics"):
+        Store(store.path).append(structures=[atoms, hydrogen(1)], labels=[two])
     view = store.snapshot()
-    assert len(view) == 2
-    assert all(same(view.label(row.key), row) for row in (one, two))
-    assert isinstance(view.structure(structure_uid(atoms)), Atoms)
+    assert len(view) == 1
+    assert same(view.label(one.key), one)
+    other = Store(store.path.with_name("other.h5"))
+    other.append(structures=[atoms, hydrogen(1)], labels=[two])
+    with pytest.raises(InputError, match="a level is one physics, so that nothing was merged"):
+        merge_into(store, other.snapshot())
+    assert len(store.snapshot()) == 1
+    store.append(retractions=[RetractionRow(one.key, "wrong basis", 0.0)])
+    merge_into(store, other.snapshot())  # what was withdrawn binds nobody
+    assert same(store.snapshot().label(two.key), two)

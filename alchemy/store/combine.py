@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from alchemy.errors import InputError
+from alchemy.identity import imported_fingerprint
 from alchemy.store.history import label_contents
 from alchemy.store.rows import SplitRow
 from alchemy.store.snapshot import Snapshot
@@ -34,12 +35,14 @@ def merge_into(target: Store, source: Snapshot) -> Merged:
     of one key with different contents, the target's stays and the key is in `kept`.
 
     Raises:
-        InputError: the source is the target, or an exact copy.
+        InputError: the source is the target, or an exact copy, or its labels of a fidelity are of
+            other physics.
         StoreError: a quantity is in other units there; nothing of the chunk is written.
     """
     view = target.snapshot()
     if source.last >= 0 and source.commit_uuids() == view.commit_uuids():
         raise InputError(f"{target.path}: source and target are the same store; give two")
+    _refuse_other_physics(target, view, source)
     result = Merged()
     known = view.atom_counts(source.uids())
     structures = [uid for uid in source.uids() if uid not in known]
@@ -68,18 +71,34 @@ def merge_into(target: Store, source: Snapshot) -> Merged:
 
 def _labels(view: Snapshot, source: Snapshot, result: Merged) -> list[str]:
     retracted, given = set(view.retracted()), source.labels(status=None)
+    doubted = set(source.retracted())
     owns = {row.key: row for row in view.labels(status=None, keys=[row.key for row in given])}
     wanted = []
     for row in given:
         own = owns.get(row.key)
-        if own is None:
+        if own is None or (own.status != "ok" and row.status == "ok"):
             if row.key not in retracted:
                 wanted.append(row.key)
-        elif own.status != "ok" and row.status == "ok":
-            wanted.append(row.key)
         elif own.status == "ok" and row.status == "ok" and label_contents(own) != label_contents(row):
             result.kept.append(f"label {row.key} ({row.fidelity}) of structure {row.structure_uid}")
+        elif own.status == "ok" and row.key in doubted:
+            result.kept.append(f"label {row.key} ({row.fidelity}), which the source doubts: {row.status}")
     return wanted
+
+
+def _refuse_other_physics(target: Store, view: Snapshot, source: Snapshot) -> None:
+    """Said before anything is written."""
+    own = view.levels()
+    for fidelity, marks in source.levels().items():
+        foreign = {"", imported_fingerprint(fidelity)}
+        there = own.get(fidelity, {}).keys() - foreign
+        new = sorted(marks.keys() - there - foreign)
+        if len(there) + len(new) > 1 and new:
+            found, others = sorted(there or new[1:])[0][:8], f"{marks[new[0]]} of the source"
+            raise InputError(
+                f"{target.path}: '{fidelity}' would be of several physics: of {found}, and {others} of "
+                f"{new[0][:8]}; a level is one physics, so that nothing was merged"
+            )
 
 
 def _splits(view: Snapshot, source: Snapshot, result: Merged) -> list[SplitRow]:

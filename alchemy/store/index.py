@@ -130,6 +130,25 @@ class Index:
             found.update(specs_in(segment, "properties"))
         return found
 
+    def levels(self) -> dict[str, set[str]]:
+        """Fingerprints of the labels of every fidelity, failed and withdrawn ones included."""
+        found: dict[str, set[str]] = {}
+        for segment in self.segments:
+            for fidelity, mark in _levels_in(segment):
+                found.setdefault(fidelity, set()).add(mark)
+        return found
+
+    def current_levels(self) -> dict[str, dict[str, int]]:
+        """Labels that count and are ok, per fidelity and fingerprint."""
+        found: dict[str, dict[str, int]] = {}
+        raw = self.current_labels()
+        numbers, rows = self.places("labels", raw[self._is_ok(raw)])
+        for number in np.unique(numbers).tolist():
+            for (fidelity, mark), n in _levels_at(self.segments[number], rows[numbers == number]).items():
+                own = found.setdefault(fidelity, {})
+                own[mark] = own.get(mark, 0) + n
+        return found
+
     def _is_ok(self, raw: np.ndarray) -> np.ndarray:
         """Whether the status of raw rows of labels is 'ok'."""
         numbers, rows = self.places("labels", raw)
@@ -225,3 +244,25 @@ def _rows_of(columns: Sequence[np.ndarray], raw: np.ndarray) -> np.ndarray:
     cuts = np.searchsorted(raw, starts)
     pieces = zip(columns, starts, cuts, cuts[1:], strict=False)
     return np.concatenate([NOTHING, *(column[raw[lo:hi] - start] for column, start, lo, hi in pieces)])
+
+
+def _levels_in(segment: Segment) -> list[tuple[str, str]]:
+    """(fidelity, fingerprint) of the rows of a segment, kept with it: each append asks."""
+    if "levels" not in segment.derived:
+        every = np.arange(row_count(segment, "labels"))
+        segment.derived["levels"] = list(_levels_at(segment, every)) if len(every) else []
+    found: list[tuple[str, str]] = segment.derived["levels"]
+    return found
+
+
+def _levels_at(segment: Segment, rows: np.ndarray) -> dict[tuple[str, str], int]:
+    """How many of these rows have each pair of fidelity and fingerprint."""
+    columns = [segment[f"/labels/{name}"][rows].astype(np.int64) for name in ("fidelity", "fingerprint")]
+    pairs, counts = np.unique(columns[0] << 32 | columns[1], return_counts=True)
+    texts = [words(segment, name) for name in ("fidelity", "fingerprint")]
+    found = {}
+    for pair, n in zip(pairs.tolist(), counts.tolist(), strict=True):
+        codes = (pair >> 32, pair & NULL_CODE)
+        first, second = ("" if c == NULL_CODE else t[c] for c, t in zip(codes, texts, strict=True))
+        found[first, second] = n
+    return found

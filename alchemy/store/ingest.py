@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from alchemy.errors import StoreError
+from alchemy.identity import imported_fingerprint
 from alchemy.store.bulk import Block, LabelColumns, StructureColumns
 from alchemy.store.ids import id_texts
 from alchemy.store.labels import check_labels, from_columns, size_of
@@ -36,6 +37,8 @@ class Known(Protocol):
     def parts_of(self, uids: Iterable[str]) -> dict[str, str]: ...
     def registry(self) -> dict[str, dict[str, Any]]: ...
     def quantities(self) -> dict[str, PropertySpec]: ...
+    def levels(self) -> dict[str, set[str]]: ...
+    def current_levels(self) -> dict[str, dict[str, int]]: ...
 
 
 def select_new(
@@ -60,6 +63,7 @@ def select_new(
     keys = labels.columns["key"] if isinstance(labels, Block) else [row.key for row in labels]
     states = known.label_states({*keys, *(row.target for row in given["retractions"])})
     ok = {key for key, good in states.items() if good} - {row.target for row in given["retractions"]}
+    refuse_other_physics(known, labels)
     return Batch(
         structures=_new_structures(known, structures, names),
         labels=_new_labels(ok, labels, sizes, specs),
@@ -119,6 +123,41 @@ def _declared(known: Known, given: Mapping[str, PropertySpec]) -> dict[str, Prop
 
 def _words(spec: PropertySpec) -> str:
     return f"per {spec.scope}, shape {spec.tail}, in {spec.unit or 'no unit'}"
+
+
+def refuse_other_physics(known: Known, labels: Sequence[LabelRow] | Block) -> None:
+    """Labels of one fidelity are of one physics, or were imported under its name. Raises StoreError.
+
+    A store that holds several already may take more of each: `alchemy data audit` names them.
+    """
+    given: dict[str, dict[str, str]] = {}
+    for fidelity, mark, code in _levels_of(labels):
+        if mark not in ("", imported_fingerprint(fidelity)):
+            given.setdefault(fidelity, {}).setdefault(mark, code)
+    there = known.levels() if given else {}
+    for fidelity, marks in given.items():
+        new = sorted(set(marks) - there.get(fidelity, set()))
+        if not new:
+            continue
+        # what was withdrawn, or failed, binds nobody: only looked at where there is a conflict
+        foreign = {"", imported_fingerprint(fidelity)}
+        own = set(marks) | (there.get(fidelity, set()) - foreign)
+        if len(own) > 1:
+            own = set(marks) | (known.current_levels().get(fidelity, {}).keys() - foreign)
+        if len(own) > 1:
+            others = ", ".join(sorted(mark[:8] for mark in own - {new[0]}))
+            raise StoreError(
+                f"fidelity '{fidelity}': labels of other physics cannot enter it: these are of {new[0][:8]} "
+                f"({marks[new[0]]}), and there are labels of {others}; give the new level a name of its own"
+            )
+
+
+def _levels_of(labels: Sequence[LabelRow] | Block) -> set[tuple[str, str, str]]:
+    """Fidelity, fingerprint and code of the ok ones."""
+    if isinstance(labels, Block):
+        fidelity, mark, code = (labels.columns[name] for name in ("fidelity", "fingerprint", "code"))
+        return {(fidelity, mark, code)} if len(labels) else set()
+    return {(row.fidelity, row.fingerprint, row.code) for row in labels if row.status == "ok"}
 
 
 def _new_labels(

@@ -138,6 +138,10 @@ class Snapshot:
     def _split_rows(self) -> list[SplitRow]:
         return self.raw.every("splits")
 
+    def levels(self) -> dict[str, dict[str, int]]:
+        """Good labels per fidelity and fingerprint of their physics."""
+        return self._index.current_levels()
+
     def retracted(self) -> list[str]:
         """Keys of labels that were hidden at some time; some may have been made again."""
         return [row.target for row in self.raw.every("retractions")]
