@@ -82,7 +82,8 @@ def export_command(
 )
 @click.option("--index", default=":", metavar="SLICE", help="Frames to take, such as ::10.")
 @click.option("--part", metavar="NAME", help="Put the structures into train, test, …")
-@click.option("--skip-unconverged", is_flag=True, help="Leave out calculations that did not converge.")
+@click.option("--skip-unconverged", is_flag=True, help="Leave out calculations that did not converge or end.")
+@click.option("--skip-rejected", is_flag=True, help="Leave out frames whose labels cannot be right.")
 @AS_JSON
 def import_command(
     target: Path,
@@ -94,13 +95,16 @@ def import_command(
     index: str,
     part: str | None,
     skip_unconverged: bool,
+    skip_rejected: bool,
     as_json: bool,
 ) -> None:
     """Read labelled structures from FILEs into a store; a store that does not exist is made.
 
     Whatever ASE reads: extended XYZ, ASE databases, vasprun.xml, OUTCAR, outputs of pw.x, …; single
     calculations of CP2K in orthorhombic cells. Outputs of VASP, Quantum ESPRESSO and CP2K that did not
-    converge are refused. A label that is there already is not read again. Without --key a label is
+    converge or end are refused, and so are labels that cannot be right: NaN, forces of fixed atoms
+    that were written as zero, an impossible multiplicity, another label of a structure that is there
+    (docs/trust.md). A label that is there already is not read again. Without --key a label is
     looked for under REF_<name>, then <name>. VASP's "energy" is the one extrapolated to zero
     smearing; --key energy=free_energy takes the one that the forces belong to.
 
@@ -120,7 +124,13 @@ def import_command(
     how = {"keys": labels, "inputs": conditions, "fidelity_key": fidelity_key}
     sources = [Source(path, fidelity=fidelity, index=index, **how) for path in files]  # type: ignore[arg-type]
     found = import_files(
-        Store(store), sources, part=part, levels=levels, extra=extra, skip_unconverged=skip_unconverged
+        Store(store),
+        sources,
+        part=part,
+        levels=levels,
+        extra=extra,
+        skip_unconverged=skip_unconverged,
+        skip_rejected=skip_rejected,
     )
     if as_json:
         own: dict[str, Any] = {**vars(found), "labels": dict(found.labels), "store": str(store)}

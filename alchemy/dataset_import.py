@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from ase.io.formats import string2index
 
-from alchemy import dataset_outputs
+from alchemy import dataset_outputs, import_checks
 from alchemy.conditions import conditions_of
 from alchemy.errors import InputError, StructureError
 from alchemy.identity import imported_fingerprint, label_key, structure_uid
@@ -49,6 +49,7 @@ def import_files(
     levels: Sequence[str] | None = None,
     extra: Mapping[str, Quantity] | None = None,
     skip_unconverged: bool = False,
+    skip_rejected: bool = False,
 ) -> Imported:
     """Read every source completely, then append; a mistake in one leaves the store as it was.
 
@@ -56,11 +57,13 @@ def import_files(
         part: split of the structures (train, test, …); else `info['split']` where a frame has it.
         levels: fidelities that may be named, of a campaign; None allows any.
         extra: labels of heads, by name.
-        skip_unconverged: leave out calculations that did not converge instead of refusing them.
+        skip_unconverged: leave out calculations that did not converge, and the last frame of an output
+            that is cut off, instead of refusing them.
+        skip_rejected: the same for labels that `import_checks` rejects.
 
     Raises:
         InputError: no level of theory, one that the campaign does not have, a calculation that did not
-            converge, or a value that cannot be right.
+            converge or end, or a label that is none, with its reason.
         StoreError: rows that do not fit the store.
     """
     result = Imported()
@@ -74,10 +77,28 @@ def import_files(
             _check_level(frame, levels)
         read.append((source, frames))
     rows = [(frame, _row(frame, source)) for source, frames in read for frame in frames]
+    rows = _sound(store, rows, result, skip=skip_rejected)
     specs = {n: PropertySpec(q.scope, q.shape, q.unit, q.meaning) for n, q in (extra or {}).items()}
     for start in range(0, len(rows), _AT_ONCE):
         _append(store, rows[start : start + _AT_ONCE], result, part=part, specs=specs)
     return result
+
+
+def _sound(
+    store: Store,
+    rows: list[tuple[Labelled, LabelRow | None]],
+    result: Imported,
+    *,
+    skip: bool,
+) -> list[tuple[Labelled, LabelRow | None]]:
+    """Frames whose labels are some; the others are refused, or left out with a note."""
+    known = store.snapshot().labels(keys={row.key for _, row in rows if row is not None})
+    found = import_checks.rejected(rows, {row.key: row for row in known})
+    if found and not skip:
+        raise import_checks.refusal(rows, found)
+    if found:
+        result.notes.append(import_checks.note(found))
+    return [row for number, row in enumerate(rows) if number not in found]
 
 
 def _frames(
@@ -91,6 +112,9 @@ def _frames(
         verdicts, given = [good], [(atoms, f"{path}, frame 0")]
     else:
         verdicts = dataset_outputs.converged(path, program)
+    cut = not dataset_outputs.finished(path, program)
+    if cut and not skip:
+        raise dataset_outputs.truncation(path)
     among = verdicts and _chosen(source, len(verdicts))
     bad = {n for n in among if not verdicts[n]}
     if bad and not skip:
@@ -101,6 +125,9 @@ def _frames(
         return []
     frames, notes = read_labelled(source, extra, frames=given)
     result.notes += notes
+    if cut and frames:
+        result.notes.append(f"{path}: cut off: its last frame was left out")
+        frames = frames[:-1]
     return [frame for frame in frames if frame.name not in {f"{path}, frame {n}" for n in bad}]
 
 
@@ -143,9 +170,6 @@ def _row(frame: Labelled, source: Source) -> LabelRow | None:
     uid, mark = structure_uid(frame.atoms), imported_fingerprint(frame.fidelity)
     how = source.keys.get("energy")
     key = how.key if isinstance(how, Key) else how
-    for name, value in (("energy", frame.energy_eV), ("forces", frame.forces_eV_per_A)):
-        if value is not None and not np.isfinite(value).all():
-            raise InputError(f"{frame.name}: {name} is not finite; remove the frame or mark it as failed")
     properties = {n: v for n, v in frame.labels.items() if v is not None}
     if frame.weight != 1.0:
         properties["weight"] = np.array(frame.weight)

@@ -6,6 +6,7 @@ A force of an SCF that was stopped looks like any other; programs say so elsewhe
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,12 @@ from alchemy.errors import InputError
 from tace.units import conversion
 
 _HEAD = 1 << 16
+_ENDS = {
+    "espresso": "JOB DONE",
+    "outcar": "General timing and accounting",
+    "vasprun": "</modeling>",
+}
+_LAST_LINES = 400  # of timings and statistics behind the last numbers
 _SCF_STOPPED = "its self-consistent field stopped before it had converged"
 
 
@@ -49,12 +56,28 @@ def converged(path: Path, program: str) -> list[bool]:
         return list(verdicts[program](file))
 
 
+def finished(path: Path, program: str) -> bool:
+    """Whether an output goes on to its program's last words; True where these are not known."""
+    if program not in _ENDS:
+        return True
+    with open_with_compression(str(path), "rt") as file:
+        return any(_ENDS[program] in line for line in deque(file, _LAST_LINES))
+
+
+def truncation(path: Path) -> InputError:
+    """What to say of an output that ends too early."""
+    return InputError(
+        f"{path}: truncated-output: it ends before its program did, so that its last numbers are of a "
+        "calculation under way; run it again, or take those before with --skip-unconverged"
+    )
+
+
 def refusal(path: Path, numbers: Sequence[int]) -> InputError:
     """What to say of frames that did not converge."""
     listed = ", ".join(map(str, numbers[:8])) + (", …" if len(numbers) > 8 else "")
     return InputError(
-        f"{path}, frame {listed}: {_SCF_STOPPED}, so its numbers are no labels; converge it, or leave such "
-        "frames out with --skip-unconverged"
+        f"{path}, frame {listed}: scf-not-converged: {_SCF_STOPPED}, so its numbers are no labels; "
+        "converge it, or leave such frames out with --skip-unconverged"
     )
 
 

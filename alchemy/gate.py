@@ -16,9 +16,13 @@ from ase.data import chemical_symbols, covalent_radii
 from ase.neighborlist import neighbor_list
 
 from alchemy.errors import InputError
+from alchemy.identity import charge_and_multiplicity
 from alchemy.labelers.base import LabelResult
 
 Finding = tuple[str, str]
+LOPSIDED_PER_A2 = 1e-2  # Σ r̂/r² of an atom without symmetry: two unequal neighbours at 2 and 2.1 Å give 0.02
+BONDED_A = 4.0  # below the cutoff of any potential: whoever has lopsided neighbours there feels a force
+MOMENT_MU_B = 0.5  # spin states differ by 1 at least, smearing and integration grids by a tenth
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ class Gate:
             return [("bad-cell", "the structure is periodic, but its cell vectors are dependent")]
         if (np.linalg.norm(np.asarray(atoms.cell), axis=1)[atoms.pbc] == 0).any():
             return [("bad-cell", "the structure is periodic along a cell vector of length zero")]
-        return list(self._overlaps(atoms))
+        return [*self._overlaps(atoms), *impossible_spin(atoms)]
 
     def check(
         self, atoms: Atoms, result: LabelResult, e0_eV: Mapping[str, float] | None = None
@@ -66,7 +70,8 @@ class Gate:
         return [
             *self._net_force(result.forces_eV_per_A),
             *self._large_force(result.forces_eV_per_A),
-            *_zero_forces(atoms, result.forces_eV_per_A),
+            *zero_forces(atoms, result.forces_eV_per_A),
+            *_wrong_spin(atoms, result.total_moment_muB),
             *self._energy(atoms, result, e0_eV),
         ]
 
@@ -140,26 +145,58 @@ def _finite(result: LabelResult) -> Iterator[Finding]:
         yield "not-finite", f"{', '.join(bad)} contain NaN or infinity"
 
 
-def _zero_forces(atoms: Atoms, forces: np.ndarray) -> Iterator[Finding]:
+def zero_forces(atoms: Atoms, forces: np.ndarray) -> Iterator[Finding]:
     """Exact zeros are what a reader or a constraint writes, hardly ever what physics gives."""
     zero = (forces == 0.0).all(axis=1)
     if zero.all():
-        if len(atoms) > 1 and not _every_site_is_central(atoms):
+        if len(atoms) > 1 and (_pull(atoms, 6.0) > 1e-6).any():
             yield "all-zero-forces", "every force is exactly zero, but not by symmetry"
         return
     fixed = np.zeros(len(atoms), dtype=bool)
+    fixed[np.flatnonzero(atoms.arrays.get("fixed", np.zeros(0)))] = True
     for constraint in atoms.constraints:
         if isinstance(constraint, FixAtoms):
             fixed[constraint.index] = True
     if fixed.any() and zero[fixed].all():
         message = f"all {int(fixed.sum())} fixed atoms have a force of exactly zero"
         yield "constrained-forces", f"{message}: the constraint was applied; labels need raw forces"
+    elif zero.any() and (lopsided := zero & (_pull(atoms, BONDED_A) > LOPSIDED_PER_A2)).any():
+        which = ", ".join(map(str, np.flatnonzero(lopsided)[:8].tolist()))
+        yield "zeroed-forces", (
+            f"{int(lopsided.sum())} of {len(atoms)} atoms ({which}) have a force of exactly zero, not by "
+            "symmetry: the forces of fixed atoms were not written; labels need raw forces"
+        )
 
 
-def _every_site_is_central(atoms: Atoms) -> bool:
-    """Whether each atom's neighbours balance (an ideal crystal), or no atom has any."""
-    first, vectors, distance = neighbor_list("iDd", atoms, 6.0)  # beyond any bond
+def _pull(atoms: Atoms, reach_A: float) -> np.ndarray:
+    """Size of Σ r̂/r² over the neighbours of each atom, 1/Å²: zero where a symmetry keeps it in place.
+
+    Round-off of some hundred terms is far below 1e-6, one moved atom far above; an atom without
+    neighbours has none.
+    """
+    first, vectors, distance = neighbor_list("iDd", atoms, reach_A)
     pull = np.zeros((len(atoms), 3))
     np.add.at(pull, first, vectors / distance[:, None] ** 3)  # cubed: near neighbours decide
-    # 1e-6 is far above round-off of some hundred terms and far below one moved atom
-    return bool(np.abs(pull).max(initial=0.0) < 1e-6)
+    return np.asarray(np.linalg.norm(pull, axis=1))
+
+
+def impossible_spin(atoms: Atoms) -> Iterator[Finding]:
+    """Core electrons are paired, so that the parity of all electrons is that of any pseudopotential."""
+    charge, multiplicity = charge_and_multiplicity(atoms)
+    electrons = int(atoms.numbers.sum()) - charge
+    if electrons < 0:
+        yield "bad-charge", f"charge {charge:+d} leaves {electrons} electrons"
+    elif multiplicity and (multiplicity > electrons + 1 or (electrons - multiplicity + 1) % 2):
+        yield "bad-multiplicity", f"multiplicity {multiplicity} does not fit {electrons} electrons"
+
+
+def _wrong_spin(atoms: Atoms, moment_muB: float | None) -> Iterator[Finding]:
+    """The solution is of the spin that was asked for, where both are known."""
+    _, multiplicity = charge_and_multiplicity(atoms)
+    if multiplicity and moment_muB is not None:
+        off = abs(abs(moment_muB) - (multiplicity - 1))
+        if off > MOMENT_MU_B:
+            yield "wrong-spin", (
+                f"the solution has a moment of {moment_muB:.2f} μ_B, multiplicity {multiplicity} has "
+                f"{multiplicity - 1}"
+            )

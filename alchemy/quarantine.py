@@ -1,7 +1,7 @@
 """Labels that were good and are doubted: hidden from training, kept with their numbers and a reason.
 
-A doubted label is withdrawn and written again under its reason in one commit. Its numbers stay readable, it is
-not computed again, and a later 'ok' row of the same key, `release`, makes it count as before.
+A doubted label is withdrawn and written again under its reason in one commit. Its numbers stay readable, it
+is not computed again, and a later 'ok' row of the same key, `release`, makes it count as before.
 """
 
 from __future__ import annotations
@@ -52,4 +52,8 @@ def quarantined(snapshot: Snapshot) -> list[LabelRow]:
     """Doubted labels with their numbers; the status is the reason."""
     withdrawn = sorted(set(snapshot.retracted()))
     rows = snapshot.labels(status=None, keys=withdrawn) if withdrawn else []
-    return [row for row in rows if row.status != "ok" and row.energy_eV is not None]
+    return [row for row in rows if row.status != "ok" and _has_numbers(row)]
+
+
+def _has_numbers(row: LabelRow) -> bool:
+    return row.energy_eV is not None or row.forces_eV_per_A is not None

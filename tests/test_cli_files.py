@@ -224,7 +224,7 @@ def no_level(tmp_path):
 @pytest.mark.parametrize(
     ("frames", "words", "message"),
     [
-        (nan_energy, ["--fidelity", "pbe"], "energy is not finite"),
+        (nan_energy, ["--fidelity", "pbe"], "not-finite: NaN or infinity in energy"),
         (wrong_shape, ["--fidelity", "pbe"], "'dipole' has shape (2,)"),
         (no_level, [], "which level of theory is this? Name it: --fidelity"),
         (no_level, ["--fidelity", "pbe", "--index", "9:x"], "index '9:x' is not understood"),

@@ -76,7 +76,7 @@ def test_runs_of_vasp_are_read_from_both_of_their_files(imported, vasp):
 def test_a_calculation_that_did_not_converge_is_refused_with_its_reason(imported, name):
     code, text, view = imported(OWN / name)
     assert code == 2
-    assert "frame 0: its self-consistent field stopped before it had converged" in text
+    assert "frame 0: scf-not-converged: its self-consistent field stopped before it had converged" in text
     assert "--skip-unconverged" in text
     assert (view.last, len(view)) == (-1, 0)
     code, text, view = imported(OWN / name, OWN / "si.pwo", "--skip-unconverged")
@@ -97,7 +97,8 @@ def test_vasp_without_convergence_is_refused_in_both_of_its_files(imported, vasp
     (tmp_path / "OUTCAR").write_text(bad)
     for name in ("vasprun.xml", "OUTCAR"):
         code, text, view = imported(tmp_path / name)
-        assert (code, "frame 0: its self-consistent field stopped" in text, len(view)) == (2, True, 0)
+        reason = "frame 0: scf-not-converged: its self-consistent field stopped"
+        assert (code, reason in text, len(view)) == (2, True, 0)
 
 
 def test_an_output_of_cp2k_that_cannot_be_read_says_why(imported, tmp_path):

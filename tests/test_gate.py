@@ -59,7 +59,7 @@ def test_forces_zeroed_by_a_constraint_are_caught():
         ({"stress_eV_per_A3": np.zeros((3, 3))}, "wrong-shape"),
         ({"forces": np.zeros((3, 3))}, "all-zero-forces"),
         ({"forces": np.ones((3, 3))}, "net-force"),
-        ({"forces": [[200, 0, 0], [-200, 0, 0], [0, 0, 0]]}, "force-too-large"),
+        ({"forces": [[200, 0, 0], [-200, 0.1, 0], [0, -0.1, 0]]}, "force-too-large"),
         ({"energy": -2076.0}, "energy-implausible"),
         ({"energy": -14.0 * 23.06}, "energy-implausible"),  # kcal/mol
     ],

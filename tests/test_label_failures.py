@@ -128,6 +128,31 @@ def test_an_scf_that_does_not_converge_is_a_record_and_the_ladder_saves_what_it_
 
 
 @needs("pyscf")
+def test_no_rung_of_the_ladder_changes_the_physics(tmp_path):
+    """Functional, grid, basis, fit and convergence of the solver that each rung ends in."""
+    from alchemy.labelers import pyscf, staging
+
+    labeler = make("pyscf", **SMALL)
+    labeler.write_input(water(), tmp_path)
+    sections = staging.parse_input((tmp_path / "input.yaml").read_text(), pyscf.SCHEMA, source="input")
+    sections["structure"] = {"charge": 0, "multiplicity": 1}
+    molecule = pyscf.build_molecule(water(), sections)
+
+    def physics(solver):
+        names = ("xc", "conv_tol", "conv_tol_grad")
+        locked = {name: getattr(solver, name) for name in names}
+        return {**locked, "grid": solver.grids.level, "fit": solver.with_df.auxbasis, "in": solver.mol.basis}
+
+    plain = pyscf.mean_field(molecule, sections)
+    plain.kernel()
+    for step in (pyscf._level_shifted, pyscf._second_order):
+        solver, _ = step(plain, molecule, sections)
+        assert physics(solver) == physics(plain)
+        assert (getattr(solver, "level_shift", 0), getattr(solver, "damp", 0)) == (0, 0)
+        assert solver.e_tot == pytest.approx(plain.e_tot, abs=1e-6)  # 10 × its tolerance, hartree
+
+
+@needs("pyscf")
 @pytest.mark.parametrize(
     ("change", "options", "reason"),
     [

@@ -169,4 +169,11 @@ def _evaluate(atoms: Atoms) -> LabelResult:
         stress_eV_per_A3=stress,
         energy_kind=kind,
         dipole_eA=None,  # ASE has no common answer for charged or periodic structures
+        total_moment_muB=_moment(atoms),
     )
+
+
+def _moment(atoms: Atoms) -> float | None:
+    """The total magnetic moment beside the energy; asking for one could be a second calculation."""
+    found = getattr(atoms.calc, "results", {}).get("magmom")
+    return None if found is None or np.ndim(found) else float(found)

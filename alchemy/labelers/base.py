@@ -46,6 +46,7 @@ class LabelResult:
     stress_eV_per_A3: np.ndarray | None
     energy_kind: str
     dipole_eA: np.ndarray | None
+    total_moment_muB: float | None = None  # of the solution, where the code tells
 
 
 class Labeler(Protocol):

@@ -195,6 +195,7 @@ def read_stage(atoms: Atoms, directory: Path) -> LabelResult:
         stress_eV_per_A3=_array(document["stress_eV_per_A3"]),
         energy_kind=document["energy_kind"],
         dipole_eA=_array(document["dipole_eA"]),
+        total_moment_muB=document.get("total_moment_muB"),
     )
     if len(result.forces_eV_per_A) != len(atoms):
         raise LabelFailureError(
@@ -225,6 +226,7 @@ def _result_document(result: LabelResult) -> dict[str, Any]:
         "stress_eV_per_A3": _numbers(result.stress_eV_per_A3),
         "energy_kind": result.energy_kind,
         "dipole_eA": _numbers(result.dipole_eA),
+        "total_moment_muB": _numbers(result.total_moment_muB),
     }
 
 
