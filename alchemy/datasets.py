@@ -13,6 +13,7 @@ from .conditions import with_conditions
 from .store import LabelRow, Snapshot, Store
 
 TRAIN, TEST, ISOLATED = "train", "test", "isolated"
+CHECK = "check"  # displaced copies whose labels test the forces of others; never trained on
 
 
 def open_snapshot(path: Path, as_of: int) -> Snapshot:
@@ -22,9 +23,11 @@ def open_snapshot(path: Path, as_of: int) -> Snapshot:
 
 def labelled(snapshot: Snapshot, rows: Iterable[LabelRow]) -> list[Labelled]:
     """Rows as the model package takes them, with all labels, and conditions on the atoms."""
+    rows = list(rows)
+    structures = snapshot.structures([row.structure_uid for row in rows])  # one by one takes a hundred times
     return [
         Labelled(
-            atoms=with_conditions(snapshot.structure(row.structure_uid), row.conditions),
+            atoms=with_conditions(atoms, row.conditions),
             fidelity=row.fidelity,
             energy_eV=row.energy_eV,
             forces_eV_per_A=row.forces_eV_per_A,
@@ -33,7 +36,7 @@ def labelled(snapshot: Snapshot, rows: Iterable[LabelRow]) -> list[Labelled]:
             labels={name: value for name, value in row.properties.items() if name != "weight"},
             name=f"{row.structure_uid[:8]} at {row.fidelity}",
         )
-        for row in rows
+        for row, atoms in zip(rows, structures, strict=True)
     ]
 
 
@@ -80,12 +83,14 @@ def split_validation(
 
 
 def counts(snapshot: Snapshot, fidelities: Sequence[str]) -> dict[str, dict[str, int]]:
-    """Good labels per fidelity and part."""
+    """Good labels per fidelity and part; repeats of one are one."""
     parts = snapshot.part_of()
     out: dict[str, dict[str, int]] = {}
     for name in fidelities:
         own: dict[str, int] = {}
         for row in snapshot.labels(fidelity=name):
+            if row.replica:
+                continue
             part = parts.get(row.structure_uid, TRAIN)
             own[part] = own.get(part, 0) + 1
         out[name] = own
@@ -93,7 +98,8 @@ def counts(snapshot: Snapshot, fidelities: Sequence[str]) -> dict[str, dict[str,
 
 
 def total_labels(table: Mapping[str, Mapping[str, int]]) -> dict[str, int]:
-    """Labels per fidelity that count against a budget: all but isolated atoms."""
+    """Labels per fidelity that count against a budget: all but isolated atoms and checks."""
     return {
-        name: sum(n for part, n in own.items() if part != ISOLATED) for name, own in table.items()
+        name: sum(n for part, n in own.items() if part not in (ISOLATED, CHECK))
+        for name, own in table.items()
     }

@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 from ase.data import covalent_radii
 
+from .compositions import composition_residuals, heat_of
 from .consistency import MIN_PAIRS, Slope, conditions, energy_force, energy_stress, guesses
 from .data import Labelled
 from .keys import VASP_ORDER
@@ -225,10 +226,11 @@ def _plausible(own: Named) -> list[Finding]:
         text = f"the rms stress is {rms:.3g} eV/Å³ ({in_gpa:.0f} GPa): is it in GPa, kbar or a virial?"
         found.append(Finding("stress_size", "warning", text))
     energies = [(f, f.energy_eV) for _, f in own if f.energy_eV is not None]
+    fitted = composition_residuals([f for f, _ in energies]) if len(energies) >= 3 else np.zeros(1)
     if len(energies) >= 3 and np.ptp([e for _, e in energies]) == 0:
         text = f"all {len(energies)} energies are {energies[0][1]} eV"
         found.append(Finding("energy_size", "warning", text))
-    elif len(energies) >= 3 and (std := float(np.std(_residuals([f for f, _ in energies])))) > ENERGY_STD_EV:
+    elif len(energies) >= 3 and (std := float(fitted.std())) > ENERGY_STD_EV:
         text = f"energies scatter by {std:.3g} eV/atom about a fit to compositions: mixed levels or units?"
         found.append(Finding("energy_size", "warning", text))
     return found + _all_electron([f for f, _ in energies])
@@ -249,16 +251,6 @@ def _all_electron(frames: Sequence[Labelled]) -> list[Finding]:
             text = f"the energies look like total energies of all electrons in {unit}, not in eV"
             return [Finding("energy_unit", "warning", text)]
     return []
-
-
-def _residuals(frames: Sequence[Labelled]) -> np.ndarray:
-    """Energy per atom less the least-squares fit to compositions, eV."""
-    every = np.unique(np.concatenate([f.atoms.numbers for f in frames]))
-    counts = np.stack([(f.atoms.numbers[:, None] == every).sum(0) for f in frames]).astype(float)
-    size = counts.sum(1)
-    energy = np.array([f.energy_eV for f in frames], dtype=float)
-    solution = np.linalg.lstsq(counts / size[:, None], energy / size, rcond=None)[0]
-    return np.asarray(energy / size - counts @ solution / size)
 
 
 def _forces_of_nothing(own: Named) -> list[Finding]:
@@ -352,14 +344,17 @@ def _largest(array: np.ndarray) -> float:
     return float(np.max(np.abs(array), where=~np.isnan(array), initial=0.0))
 
 
-def _outliers(own: Named) -> list[Finding]:
+def outliers(own: Named) -> list[Finding]:
+    """Energies far from a fit to compositions, and forces far larger than elsewhere; 20 frames at least."""
     found = []
     with_energy = [(name, f) for name, f in own if f.energy_eV is not None and len(f.atoms) > 1]
     if len(with_energy) >= _FEWEST:
-        values = _residuals([f for _, f in with_energy])
+        values = composition_residuals([f for _, f in with_energy])
+        heat = heat_of([f for _, f in with_energy])
         several = len({np.sort(f.atoms.numbers).tobytes() for _, f in with_energy}) > 1
         floor = SPREAD_EV[several]  # with few compositions the fit passes through them
-        found += _far([n for n, _ in with_energy], values, floor=floor, limit=ENERGY_Z, what="energy")
+        names = [n for n, _ in with_energy]
+        found += _far(names, values, floor=floor, limit=ENERGY_Z, what="energy", heat=heat)
     with_forces = [(n, f.forces_eV_per_A) for n, f in own if f.forces_eV_per_A is not None]
     largest = [(n, float(np.sqrt((x**2).sum(1).max()))) for n, x in with_forces]
     moving = [(n, x) for n, x in largest if x > 1e-3]
@@ -369,10 +364,19 @@ def _outliers(own: Named) -> list[Finding]:
     return found
 
 
-def _far(names: Sequence[str], values: np.ndarray, *, floor: float, limit: float, what: str) -> list[Finding]:
+def _far(
+    names: Sequence[str],
+    values: np.ndarray,
+    *,
+    floor: float,
+    limit: float,
+    what: str,
+    heat: np.ndarray | float = 0.0,
+) -> list[Finding]:
     middle = float(np.median(values))
     spread = max(1.4826 * float(np.median(np.abs(values - middle))), floor)
-    score = (values - middle) / spread if what == "force" else np.abs(values - middle) / spread
+    above = values - middle
+    score = above / spread if what == "force" else np.maximum(-above, above - heat) / spread
     far = np.flatnonzero(score > limit)
     if not len(far):
         return []
@@ -386,7 +390,7 @@ def _far(names: Sequence[str], values: np.ndarray, *, floor: float, limit: float
 
 
 _OF_A_FIDELITY: tuple[Callable[[Named], list[Finding]], ...] = (
-    _slopes, _plausible, _forces_of_nothing, _duplicates, _outliers,
+    _slopes, _plausible, _forces_of_nothing, _duplicates, outliers,
 )  # fmt: skip
 
 

@@ -69,6 +69,34 @@ def energy_stress(frames: Sequence[Labelled]) -> Slope:
     return _slope(np.concatenate(rows) if rows else np.empty((0, 4)), _STRAINS)
 
 
+@dataclass(frozen=True)
+class NearPairs:
+    """Pairs of near frames of one fidelity; i and j count the frames, arrays are [pairs]."""
+
+    i: np.ndarray
+    j: np.ndarray
+    work: np.ndarray  # of the forces, eV
+    delta: np.ndarray  # E_j − E_i, eV
+    reach_A: np.ndarray  # largest displacement of an atom
+    bend: np.ndarray  # Σ |F_j − F_i| |Δx| over atoms, eV: how much the surface curves between the two
+
+
+def near_pairs(frames: Sequence[Labelled], *, reach_A: float = REACH_A[1]) -> NearPairs:
+    """Pairs of frames of the same atoms, conditions and cell whose atoms are all nearer than that."""
+    table: dict[bytes, list[int]] = {}
+    for n, frame in enumerate(frames):
+        if frame.energy_eV is not None and frame.forces_eV_per_A is not None:
+            table.setdefault(_species(frame), []).append(n)
+    rows = [np.empty((0, 6))]
+    for members in (np.array(m) for m in table.values() if len(m) > 1):
+        pairs = _Pairs([frames[n] for n in members])
+        same = (np.abs(pairs.strain).max((1, 2)) < 1e-6) & (pairs.reach < reach_A)
+        columns = (members[pairs.i], members[pairs.j], pairs.work, pairs.delta, pairs.reach)
+        rows.append(np.stack([*columns, pairs.bend], 1)[same])
+    i, j, *rest = np.concatenate(rows).T
+    return NearPairs(i.astype(int), j.astype(int), *rest)
+
+
 def _slope(rows: np.ndarray, limits: Sequence[float]) -> Slope:
     work, delta, reach, grain = rows.T
     kept = np.maximum(np.abs(work), np.abs(delta)) > np.maximum(LEAST_EV, 20 * grain)
@@ -136,6 +164,8 @@ class _Pairs:
             self.strain = np.zeros((len(i), 3, 3))
         self.reach = np.sqrt((moved**2).sum(2)).max(1)
         self.work = -0.5 * ((forces[i] + later) * moved).sum((1, 2))
+        turn = np.sqrt(((later - forces[i]) ** 2).sum(2)) * np.sqrt((moved**2).sum(2))
+        self.bend = turn.sum(1)
         self.delta = energies[j] - energies[i]
         self.grain = np.full(len(i), _grain(energies))
 
