@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from alchemy import cli_data_files, cli_data_store
+from alchemy import cli_audit, cli_data_files, cli_data_store
 from alchemy.cli_paths import find_home, find_store, open_snapshot, say_table
 from tace.cli_common import AS_JSON, SETTINGS, WHERE, InOrder, say_json
 from tace.wording import count
@@ -270,7 +270,7 @@ def _data(
     )
 
 
-for _command in (*cli_data_files.COMMANDS, *cli_data_store.COMMANDS):
+for _command in (*cli_data_files.COMMANDS, *cli_data_store.COMMANDS, *cli_audit.COMMANDS):
     data.add_command(_command)
 
 COMMANDS = (data, export)
