@@ -31,7 +31,7 @@ from .progress import Progress
 from .records import read_json, write_json_atomic
 from .report import write_report
 from .selection import make_selector
-from .stages import decide, explore, label, model, start
+from .stages import code_versions, decide, explore, label, model, start, trust
 from .stages.backlog import Backlog, left_open
 from .stages.context import Context
 from .state import Home, RoundState
@@ -62,6 +62,7 @@ def run_campaign(
     progress: Progress | None = None,
     source: Path | None = None,
     interrupt: Interrupt | None = None,
+    accept_code: bool = False,
 ) -> Outcome:
     """Run or continue a campaign in `home`.
 
@@ -71,6 +72,7 @@ def run_campaign(
         budget: limits for this run, such as "+2min" or "cpu=200 h", in the place of the file's.
         source: the campaign file, copied into `home`.
         interrupt: ends the run from another thread.
+        accept_code: go on with another version of a labeler's program than that of earlier labels.
 
     Raises:
         AlchemyError: bad input, a busy campaign, a broken environment, or an interrupt.
@@ -87,6 +89,7 @@ def run_campaign(
         _register(campaign, place, fidelities, source)
         with opened(campaign, place, fidelities, interrupt, progress=progress, budget=budget) as context:
             _refuse_other_physics(context)
+            code_versions.require_known(context, accept=accept_code, installed=True)
             backlog = Backlog(context) if campaign.run.overlap else None
             try:
                 return _loop(context, until, backlog)
@@ -188,6 +191,8 @@ def _register(
         "created_utc": old.get("created_utc", time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())),
         "hashes": hashes,
         "base_dir": str(campaign.base_dir),
+        "accepted_codes": old.get("accepted_codes", {}),
+        "gates": {n: campaign.fidelities[n].gate.limits() for n in fidelities},
     }
     write_json_atomic(home.facts, document)
     if source is not None and source.resolve() != (home.path / "campaign.yaml").resolve():
@@ -196,13 +201,14 @@ def _register(
 
 def _refuse_other_physics(context: Context) -> None:
     """Labels of one fidelity must all come from one physics."""
-    for row in context.store.snapshot().labels():
-        expected = context.fingerprints.get(row.fidelity, row.fingerprint)
+    levels = context.store.snapshot().levels()
+    for fidelity, expected in context.fingerprints.items():
         # who imports labels under the name of a level says that they are of that level
-        if row.fingerprint not in (expected, imported_fingerprint(row.fidelity)):
+        others = levels.get(fidelity, {}).keys() - {expected, imported_fingerprint(fidelity)}
+        for mark in sorted(others):
             raise InputError(
-                f"fidelity '{row.fidelity}' now means other physics (fingerprint {expected[:8]}) than the "
-                f"labels in the store ({row.fingerprint[:8]}); give the new level a new name"
+                f"fidelity '{fidelity}' now means other physics (fingerprint {expected[:8]}) than the "
+                f"labels in the store ({mark[:8]}); give the new level a new name"
             )
 
 
@@ -282,6 +288,7 @@ def _start_round(context: Context, state: RoundState) -> None:
         label.label(context, atoms, what="isolated atoms")  # the gate of the rest needs them
         label.label(context, requests, what="label")
         label.require_usable(context)
+        trust.check_labels(context, state, requests)
         state.facts.update(target=context.target, fidelities=list(context.fidelities))
         state.facts["label"] = label.label_facts(context, requests)
         state.facts["cost"] = model.cost(context, context.store.snapshot())
@@ -321,11 +328,14 @@ def _buy_labels(context: Context, state: RoundState, backlog: Backlog | None) ->
 
     def buy() -> dict[str, Any]:
         requests = _pairs(chosen["requests"])
+        before = context.open_pairs
         if backlog is None:
             label.label(context, requests, what="label")
         else:
             backlog.add(requests)
             backlog.wait(requests, context.campaign.run.retrain_at)
+        late = [pair for pair in before if pair not in requests]  # of rounds before
+        trust.check_labels(context, state, [*requests, *late], calibration)
         state.facts["label"] = label.label_facts(context, requests)
         return {}
 

@@ -106,12 +106,19 @@ def check(campaign: Path | None, explained: bool, schema: bool, as_json: bool) -
     metavar="DIR",
     help="Where the campaign lives; default: its name, beside the file.",
 )
+@click.option(
+    "--accept-code-version",
+    "accept_code",
+    is_flag=True,
+    help="Go on with another version of a labeler's program; it is recorded.",
+)
 def run(
     campaign: Path,
     until: int | None,
     only: tuple[str, ...],
     budget: tuple[str, ...],
     directory: Path | None,
+    accept_code: bool,
 ) -> None:
     """Run CAMPAIGN, or continue it where it stopped.
 
@@ -141,6 +148,7 @@ def run(
         only=only or given.used,
         budget=budget,
         source=given.file,
+        accept_code=accept_code,
     )
     for line in outcome_lines(outcome, given.campaign.target):
         click.echo(line)

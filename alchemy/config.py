@@ -27,6 +27,7 @@ from alchemy.config_errors import problems_in
 from alchemy.config_fields import WORD_OR_VALUE, Block, Element, Slug, Whole, wrong
 from alchemy.config_samples import Explore, Sample
 from alchemy.config_select import Holdout, Select, Stop
+from alchemy.config_trust import Trust
 from alchemy.errors import ConfigError
 from alchemy.quantities import Energy
 from tace.documents import Document, Kind, Problem, read_document
@@ -101,6 +102,7 @@ class Campaign(Block):
     stop_md: StopMd = Field(default_factory=StopMd, description="When an exploring walk stops")
     select: Select = Field(description="Which candidates are labelled")
     stop: Stop = Field(default_factory=Stop, description="When the campaign is done")
+    trust: Trust = Field(default_factory=Trust, description="When labels are doubted")
     run: Run = Field(default_factory=Run, description="Where the work runs")
     keep: Keep = Field(default_factory=Keep, description="What stays on disk")
 

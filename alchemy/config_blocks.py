@@ -29,6 +29,7 @@ from alchemy.config_fields import (
     wrong,
 )
 from alchemy.config_labels import Labels
+from alchemy.config_trust import GateLimits
 from alchemy.quantities import Force, Length, WallTime
 from tace.wording import hint
 
@@ -49,6 +50,9 @@ class Fidelity(Block):
     target: Flag = Field(
         default=False, description="The level that the potential must reproduce; else the last one"
     )
+    gate: GateLimits = Field(
+        default_factory=GateLimits, description="Limits beyond which a label is no label"
+    )
     options: dict[str, Any] = Field(
         default_factory=dict, description="Every other key; the labeler checks them"
     )
@@ -58,7 +62,7 @@ class Fidelity(Block):
     def _collect_options(cls, data: object) -> object:
         if not isinstance(data, Mapping):
             return data
-        own = {key: data[key] for key in ("labeler", "target") if key in data}
+        own = {key: data[key] for key in ("labeler", "target", "gate") if key in data}
         return {**own, "options": {key: data[key] for key in data if key not in own}}
 
 

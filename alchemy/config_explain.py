@@ -51,7 +51,7 @@ def _block(block: BaseModel, indent: str) -> Iterator[str]:
 
 def _entry(key: str, value: Any, kind: Kind | None, note: str, indent: str) -> Iterator[str]:
     if isinstance(value, Fidelity):
-        options = {"labeler": value.labeler, "target": value.target, **value.options}
+        options = {"labeler": value.labeler, "target": value.target, "gate": value.gate, **value.options}
         yield f"{indent}{_text(key)}:"
         for option, setting in options.items():
             known = Fidelity.model_fields.get(option)

@@ -52,6 +52,7 @@ from alchemy.report_tables import (
     selections,
     tiles,
 )
+from alchemy.report_trust import trust_rows
 
 
 def write_report(
@@ -117,6 +118,7 @@ def render_report(facts: CampaignFacts, others: Sequence[CampaignFacts] = ()) ->
         label_rows=label_rows(facts),
         compute=compute(facts),
         failures=failure_rows(facts),
+        trust=trust_rows(facts),
         baselines=baselines(facts),
     )
 

@@ -31,6 +31,7 @@ from alchemy.report_facts import (
     total,
 )
 from alchemy.report_search import ladder_rows, reaction_rows
+from alchemy.report_trust import trust_line, trust_rows
 from alchemy.state import Home
 
 
@@ -60,6 +61,7 @@ def status(campaign_dir: Path) -> dict[str, Any]:
         ),
         "failed": failures(facts),
         "batch_jobs": counts_of_jobs(Home(facts.directory).pyiron),
+        "trust": [{k: _number_or(v) for k, v in row.items()} for row in trust_rows(facts)],
         "baselines_meV_per_A": {k: 1000 * v for k, v in baselines(facts).items()},
         "rounds": rows,
         "reactions": reaction_rows(facts),
@@ -203,11 +205,19 @@ def _caption(summary: dict[str, Any]) -> str:
         + ")"
         for name, reasons in summary["failed"].items()
     ]
-    return " · ".join(parts)
+    nan = math.nan
+    parts += [
+        trust_line({k: nan if v is None else v for k, v in row.items()}) for row in summary["trust"]
+    ]
+    return " · ".join(part for part in parts if part)
 
 
 def _known(value: float) -> float | None:
     return None if math.isnan(value) else value
+
+
+def _number_or(value: Any) -> Any:
+    return _known(value) if isinstance(value, float) else value
 
 
 def _whole(value: float) -> int | None:

@@ -47,8 +47,9 @@ def label(request: dict[str, Any]) -> dict[str, Any]:
         request["labeler"], request["options"], base_dir=Path(request["base_dir"])
     )
     atoms = atoms_from_document(request["structure"])
-    fidelity, root = request["fidelity"], Path(request["root"])
-    with _held(root / f"{label_key(structure_uid(atoms), fidelity, fingerprint(labeler))}.lock"):
+    fidelity, root, replica = request["fidelity"], Path(request["root"]), request.get("replica", 0)
+    key = label_key(structure_uid(atoms), fidelity, fingerprint(labeler), replica)
+    with _held(root / f"{key}.lock"):
         record = label_structure(
             atoms,
             fidelity=fidelity,
@@ -57,6 +58,7 @@ def label(request: dict[str, Any]) -> dict[str, Any]:
             gate=Gate(**request["gate"]),
             e0_eV=request["e0_eV"],
             attempt=request.get("attempt", 1),
+            replica=replica,
         )
     return {"key": record.key, "status": record.status, "reason": record.reason}
 

@@ -42,12 +42,14 @@ def label(
     requests: Sequence[tuple[str, str]],
     *,
     what: str,
+    replica: int = 0,
     attempts: Mapping[str, int] | None = None,
     bar: Bar | None = None,
 ) -> None:
     """Label (uid, fidelity) pairs that the store does not have; failures become rows, not exceptions.
 
     Args:
+        replica: above 0 a repeat of labels that are there, to see their noise.
         attempts: label keys to try again, with the number of the attempt (`alchemy redo`).
         bar: where progress is shown; None: a line of its own named `what`.
 
@@ -57,7 +59,7 @@ def label(
     """
     snapshot = context.store.snapshot()
     keys = {
-        label_key(uid, fidelity, context.fingerprints[fidelity]): (uid, fidelity)
+        label_key(uid, fidelity, context.fingerprints[fidelity], replica): (uid, fidelity)
         for uid, fidelity in requests
     }
     known = snapshot.label_states(keys)
@@ -68,7 +70,7 @@ def label(
     context.home.labels.mkdir(parents=True, exist_ok=True)
     _sweep(context, (key for key, ok in known.items() if ok and key not in asked))
     with nullcontext(bar) if bar else context.progress.stage(what, len(asked)) as shown:
-        purchase = _Purchase(context, snapshot, keys, shown)
+        purchase = _Purchase(context, snapshot, keys, shown, replica=replica)
         try:
             while asked:  # what was killed from outside is tried again, at most MAX_ATTEMPTS times
                 purchase.run(asked)
@@ -82,9 +84,16 @@ class _Purchase:
     """Labels on their way from requests, which are made when a worker has room, to the sink."""
 
     def __init__(
-        self, context: Context, snapshot: Snapshot, keys: Mapping[str, tuple[str, str]], bar: Bar
+        self,
+        context: Context,
+        snapshot: Snapshot,
+        keys: Mapping[str, tuple[str, str]],
+        bar: Bar,
+        *,
+        replica: int,
     ) -> None:
         self.context, self.snapshot, self.keys, self.bar = context, snapshot, keys, bar
+        self.replica = replica
         self.e0 = symbols_of(isolated_energies(snapshot, context.fidelities))
         self.sink = _Sink(context)
         self.sent: list[list[str]] = []
@@ -148,7 +157,8 @@ class _Purchase:
                     "options": chosen.options,
                     "base_dir": str(self.context.campaign.base_dir),
                     "root": str(self.context.home.labels),
-                    "gate": {},
+                    "replica": self.replica,
+                    "gate": chosen.gate.limits(),
                     "e0_eV": self.e0.get(fidelity) if len(atoms) > 1 else None,
                     "attempt": attempts[key],
                 }
