@@ -115,3 +115,30 @@ def test_an_unusable_structure_has_a_named_reason(atoms, reason):
 def test_a_limit_must_be_positive():
     with pytest.raises(InputError, match="max_force_eV_per_A is -1"):
         Gate(max_force_eV_per_A=-1.0)
+
+
+def test_a_solution_of_another_spin_than_asked_for_is_caught_where_the_code_tells_it():
+    oxygen = Atoms("O2", [[0, 0, 0], [0, 0, 1.21]])
+    oxygen.info["multiplicity"] = 3
+    forces = [[0, 0, 1.0], [0, 0, -1.0]]
+    assert reasons(Gate().check(oxygen, label(forces, total_moment_muB=0.0))) == ["wrong-spin"]
+    for moment in (2.0, -1.9, None):  # either direction; smearing takes a tenth; unknown is not wrong
+        assert Gate().check(oxygen, label(forces, total_moment_muB=moment)) == []
+    oxygen.info["multiplicity"] = 2
+    assert reasons(Gate().check_structure(oxygen)) == ["bad-multiplicity"]
+    del oxygen.info["multiplicity"]
+    assert Gate().check(oxygen, label(forces, total_moment_muB=0.0)) == [], "nobody asked for a spin"
+
+
+def test_zeros_without_a_known_constraint_are_caught_unless_symmetry_explains_them():
+    slab = fcc111("Cu", (1, 1, 3), vacuum=5.0, periodic=True)
+    slab.rattle(0.05, seed=1)
+    slab.calc = EMT()
+    forces = slab.get_forces()
+    zeroed = forces.copy()
+    zeroed[0] = 0.0
+    assert reasons(Gate().check(slab, label(zeroed))) == ["zeroed-forces"]
+    carbon_dioxide = Atoms("OCO", [[-1.16, 0, 0], [0, 0, 0], [1.16, 0, 0]])
+    assert Gate().check(carbon_dioxide, label([[1, 0, 0], [0, 0, 0], [-1, 0, 0]])) == []
+    far = Atoms("CuCuCu", [[0, 0, 0], [2.5, 0, 0], [9, 0, 0]])  # beyond any bond: no force is right
+    assert Gate().check(far, label([[1, 0, 0], [-1, 0, 0], [0, 0, 0]])) == []

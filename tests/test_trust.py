@@ -179,3 +179,21 @@ def test_a_doubted_label_comes_back_as_it_was_when_it_is_released(started):
     assert again.status == "ok"
     np.testing.assert_array_equal(again.forces_eV_per_A, row.forces_eV_per_A)
     assert quarantined(store.snapshot()) == []
+
+
+def test_limits_of_a_gate_are_written_with_units_and_read_back_as_they_are(tmp_path):
+    from alchemy.config import load_campaign_text
+    from alchemy.config_explain import explain
+    from alchemy.errors import ConfigError
+
+    text = write_campaign(tmp_path).read_text()
+    good = text.replace("target: true}", "target: true, gate: {net_force: 5 meV/A, max_force: null}}")
+    campaign = load_campaign_text(good, "x", tmp_path)
+    limits = campaign.fidelities["emt"].gate.limits()
+    assert limits["net_force_eV_per_A_per_atom"] == 0.005
+    assert limits["max_force_eV_per_A"] is None
+    assert load_campaign_text(explain(campaign), "x", tmp_path) == campaign
+    for wrong, words in (("{net_force: 5}", "a bare number"), ("{netforce: 1 eV/A}", "net_force")):
+        bad = text.replace("target: true}", f"target: true, gate: {wrong}}}")
+        with pytest.raises(ConfigError, match=words):
+            load_campaign_text(bad, "x", tmp_path)
