@@ -128,7 +128,7 @@ def submit(request: Request) -> str:
         EnvironmentProblemError: the batch system is missing or refuses.
     """
     home = Path(request.home)
-    refuse_if_held(home / Home(home).lease.name)
+    refuse_if_held(Home(home).lease)
     before = read_record(home)
     if before is not None and (seen := seen_of(before)) is not None and seen.state != "ended":
         raise CampaignBusyError(

@@ -94,11 +94,12 @@ def test_scancel_of_the_controller_leaves_no_successor_and_the_campaign_can_go_o
 
 def test_what_the_job_says_is_in_its_log_and_in_status(slurm, tmp_path):
     path = write_campaign(tmp_path, where="inline")
-    alchemy("submit", path, "--walltime", "10 min", "--memory", "500 MB")
+    alchemy("submit", path, "--walltime", "10 min", "--memory", "500 MB", "--directive=--hold")
     home = tmp_path / "mini"
     # the file is broken between submission and start, as by somebody who edits it
     path.write_text(path.read_text().replace("seed: 3", "seed: three"), encoding="utf-8")
-    slurm.wait(lambda: ended(home), timeout_s=120)
+    slurm("scontrol", "release", record(home)["job"])
+    slurm.wait(lambda: ended(home) and not slurm.queue(), timeout_s=120)
     assert record(home)["exit_code"] == 2
     assert "seed: found 'three'" in Path(home / "controller" / "controller.log").read_text()
     assert os.access(home / "controller" / "controller.slurm.sh", os.R_OK)
