@@ -75,14 +75,14 @@ def test_one_wrong_force_is_set_aside_with_its_reason_and_not_computed_again(sta
 
 
 def test_a_level_whose_forces_have_the_wrong_sign_ends_the_campaign(started):
-    with pytest.raises(EnvironmentProblemError, match="none of 7 checked labels .* opposite sign"):
+    with pytest.raises(EnvironmentProblemError, match=r"none of 7 checked labels .* opposite sign"):
         started("{force_every: 1, repeat_every: null}", fault="sign")
 
 
 def test_near_frames_betray_a_wrong_unit_without_a_single_further_label(started):
     """Rattled by a twentieth of an ångström, frames are near enough for the trapezoid rule."""
     edit = ("count: 5, stdev: 0.08 A", "count: 12, stdev: 0.02 A")
-    with pytest.raises(EnvironmentProblemError, match="energies in Ha.*contradict themselves"):
+    with pytest.raises(EnvironmentProblemError, match=r"energies in Ha.*contradict themselves"):
         started("{force_every: null, repeat_every: null}", fault="hartree", edit=edit)
     off = "{force_every: null, repeat_every: null, neighbours: false}"
     home, _ = started(off, fault="hartree", edit=edit)
