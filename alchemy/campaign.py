@@ -328,13 +328,12 @@ def _buy_labels(context: Context, state: RoundState, backlog: Backlog | None) ->
 
     def buy() -> dict[str, Any]:
         requests = _pairs(chosen["requests"])
-        before = context.open_pairs
+        late = [pair for pair in context.open_pairs if pair not in requests]  # of rounds before
         if backlog is None:
             label.label(context, requests, what="label")
         else:
             backlog.add(requests)
             backlog.wait(requests, context.campaign.run.retrain_at)
-        late = [pair for pair in before if pair not in requests]  # of rounds before
         trust.check_labels(context, state, [*requests, *late], calibration)
         state.facts["label"] = label.label_facts(context, requests)
         return {}
