@@ -1,7 +1,8 @@
 # make demo    set up, run the urea campaign, say where its report is
 # make test    set up, run the tests
 # make test-codes    set up, run the tests that need installed electronic-structure programs
-# Variables:   PYTHON=python3.12   VENV=.venv
+# make test-slurm    set up, run the tests on a real Slurm, which they start
+# Variables:   PYTHON=python3.12   VENV=.venv   JOBS=2 (tests side by side)
 #              TORCH_SPEC='torch==2.9.1+cu128' (remembered in VENV; with PIP_EXTRA_INDEX_URL=… where pip finds it)
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -12,6 +13,7 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH_SPEC ?=
 PYTEST_ARGS ?=
+JOBS ?= 2
 
 STAMP := $(VENV)/.installed
 UNFINISHED := $(VENV)/.installing
@@ -84,7 +86,7 @@ demo-target-only: $(STAMP)
 	else echo "run 'make demo' too, then this again writes a report that compares both"; fi
 
 test: $(STAMP)
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
 
 test-slurm: $(STAMP)
 	@$(BIN)/python -m pytest -m slurm $(PYTEST_ARGS)

@@ -33,11 +33,11 @@ def arm(moment: str) -> None:
     finish = RoundState.finish
     now = {"round": -1, "records": 0, "members": 0}
 
-    def finish_or_die(self, name, outputs, *, wall_s):
+    def finish_or_die(self, name, outputs, **cost):
         hit = self.number == int(number) and name == stage
         if hit and when == "before":
             die()
-        finish(self, name, outputs, wall_s=wall_s)
+        finish(self, name, outputs, **cost)
         if hit and when == "after":
             die()
 

@@ -32,6 +32,7 @@ SMOKE = {
     "edge_sum": "--sizes 64-0 --seconds 0 --data {data}",
     "force_call": "--sizes 64-0 --seconds 0 --data {data}/3bpa {peers} --models ours",
     "growth": "--sizes 64-0 --forms ours --cells 1 --rounds 1 --seconds 0",
+    "label_alarms": "{data} --corrupt --only 3bpa/ood_piece_300K",
     "label_efficiency": "--smoke --data {data}/3bpa",
     "label_overhead": "--labels 20 --workers 0",
     "product": "--basis --atoms 8 --seconds 0",
@@ -54,8 +55,8 @@ ELSEWHERE = {"accuracy_mace": "BENCH_MACE_PYTHON"}
 SIGNED = ("rank_correlation_spread_error", "rank_correlation_of_the_two_spreads")
 # scripts with keys of their own, which they explain: their lines are only read
 OWN_KEYS = (
-    "calibration", "compiled", "label_efficiency", "label_overhead", "reico_generator", "store_figures",
-    "store_million", "transition_states", "value_per_cost",
+    "calibration", "compiled", "label_alarms", "label_efficiency", "label_overhead", "reico_generator",
+    "store_figures", "store_million", "transition_states", "value_per_cost",
 )  # fmt: skip
 # these may be zero: memory is counted in pages and load averages start at nothing, and the rest are numbers
 MAY_BE_ZERO = ("load1", "peak_MiB", "peak_from_start_MiB", "seed")

@@ -65,7 +65,7 @@ def test_a_benchmark_spends_its_budget_and_goes_on_with_a_larger_one(load, tmp_p
     first = run.benchmark("charge_pairs", entry, arguments)
     assert len(first["rounds"]) == 1 and first["cpu_s"] > 0
     # what was spent, because the timed steps may have promised slower ones than the run then had
-    arguments.cpu_minutes = first["cpu_s"] / 60
+    arguments.cpu_minutes = 0.5 * first["cpu_s"] / 60  # which is rounded
     again = run.benchmark("charge_pairs", entry, arguments)
     assert again["errors"] == first["errors"]  # the budget is spent: the same model is judged again
     arguments.cpu_minutes = 0.05

@@ -23,11 +23,12 @@ def test_charge_spin_and_settings_of_the_calculation_make_different_labels(tmp_p
     charged.info["charge"], triplet.info["multiplicity"] = 1, 3
     frames = [bulk("Ar"), charged, triplet, bulk("Ar"), bulk("Ar")]
     arguments = [{}, {}, {}, {"epsilon": 2.0}, {}]
+    levels = ["lj", "lj", "lj", "deeper", "lj"]  # a level is of one physics
     records = [
         label_structure(
-            atoms, fidelity="lj", labeler=AseLabeler(LJ, own), root=tmp_path / "labels", gate=Gate()
+            atoms, fidelity=level, labeler=AseLabeler(LJ, own), root=tmp_path / "labels", gate=Gate()
         )
-        for atoms, own in zip(frames, arguments, strict=True)
+        for atoms, own, level in zip(frames, arguments, levels, strict=True)
     ]
     assert len({record.key for record in records}) == 4
     assert records[4].key == records[0].key

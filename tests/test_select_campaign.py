@@ -184,6 +184,7 @@ def test_shares_stay_within_the_limits_of_the_campaign(tmp_path, monkeypatch):
 
     class Asked:
         target = "dear"
+        open_pairs = ()
         campaign = loaded(tmp_path, "{per_round: 5}", "{per_round: {cheap: 20, dear: 4}}")
 
     assert pool_stage.shares(Asked()).labels == {"cheap": 20, "dear": 4}

@@ -5,12 +5,14 @@
 The folder holds extended XYZ with REF_energy and REF_forces, as `water_PBE0-TS/dev_320.extxyz.gz`. Every set
 is imported (with the checks of the import) and audited. An alarm is an error or warning; a label that
 `--quarantine` would set aside counts once. With --corrupt one label in fifty is made wrong in each of several
-ways, and the share that is caught is printed.
+ways, and how many are caught is printed. JSON lines; what the alarms say goes to stderr.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import sys
 import tempfile
 import time
 import zlib
@@ -83,34 +85,41 @@ def corrupted(
     return len(wrong), len(wrong & blamed.keys()), len(blamed.keys() - wrong)
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path)
     parser.add_argument("--corrupt", action="store_true")
     parser.add_argument("--only", nargs="*", default=SETS)
-    given = parser.parse_args()
+    given = parser.parse_args(argv)
     for name in given.only:
         path = given.data / f"{name}.extxyz.gz"
         if not path.is_file():
-            print(f"{name}: not there")
+            print(f"{name}: not there", file=sys.stderr)
             continue
         with tempfile.TemporaryDirectory() as scratch:
-            started = time.perf_counter()
-            store, notes = imported(path, Path(scratch))
-            found = audit(store.snapshot())
-            labels = sum(own["labels"] for own in found.levels)
-            alarms = [f for f in found.findings if f.severity != "note"]
-            print(
-                f"{name}: {labels} labels, {len(found.doubts())} blamed, {len(alarms)} findings to look at, "
-                f"{time.perf_counter() - started:.1f} s"
-            )
-            for text in notes:
-                print(f"    {text}")
-            for one in alarms:
-                print(f"    {one.severity} {one.kind}: {one.message[:150]} {list(one.labels.values())[:2]}")
-            for fault, change in FAULTS.items() if given.corrupt else ():
-                wrong, caught, others = corrupted(store, change, Path(scratch), fault)
-                print(f"    {fault}: {caught} of {wrong} caught, {others} others blamed")
+            judge(name, path, Path(scratch), corrupt=given.corrupt)
+
+
+def judge(name: str, path: Path, folder: Path, *, corrupt: bool) -> None:
+    """A line for the set as it is, one for each fault."""
+    started = time.process_time()
+    store, notes = imported(path, folder)
+    found = audit(store.snapshot())
+    alarms = [f for f in found.findings if f.severity != "note"]
+    line = {
+        "bench": "label_alarms", "set": name, "labels": sum(own["labels"] for own in found.levels),
+        "blamed": len(found.doubts()), "findings": len(alarms), "cpu_s": time.process_time() - started,
+    }  # fmt: skip
+    print(json.dumps(line))
+    for text in notes:
+        print(f"{name}: {text}", file=sys.stderr)
+    for one in alarms:
+        said = f"{one.severity} {one.kind}: {one.message[:150]} {list(one.labels.values())[:2]}"
+        print(f"{name}: {said}", file=sys.stderr)
+    for fault, change in FAULTS.items() if corrupt else ():
+        wrong, caught, others = corrupted(store, change, folder, fault)
+        line = {"set": name, "fault": fault, "wrong": wrong, "caught": caught, "others_blamed": others}
+        print(json.dumps({"bench": "label_alarms", **line}))
 
 
 if __name__ == "__main__":
