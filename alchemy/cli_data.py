@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,8 @@ from tace.cli_common import AS_JSON, SETTINGS, WHERE, InOrder, say_json
 from tace.wording import count
 
 if TYPE_CHECKING:
+    from ase import Atoms
+
     from alchemy.store import Snapshot
 
 SHOWN = 20  # rows for people; JSON has all of them
@@ -126,7 +129,8 @@ def _explain(snapshot: Snapshot, expression: str, how: dict[str, Any], *, as_jso
 def show(source: Path, uid: str, view: bool, as_of: int | None, as_json: bool) -> None:
     """One structure with its labels and its history.
 
-    UID is that of a structure or the key of a label; its first digits are enough.
+    UID is that of a structure or the key of a label; its first digits are enough. In a terminal the
+    structure is drawn too.
 
     \b
     Example:
@@ -143,10 +147,23 @@ def show(source: Path, uid: str, view: bool, as_of: int | None, as_json: bool) -
         say_json(facts)
     else:
         _say_story(facts)
+        if sys.stdout.isatty():
+            _draw(snapshot.structure(found))
     if view:
         from ase.visualize import view as open_viewer
 
         open_viewer(snapshot.structure(found))
+
+
+def _draw(atoms: Atoms) -> None:
+    from rich.console import Console
+
+    from alchemy.picture import picture
+
+    console = Console()
+    drawn = picture(atoms, width=min(console.width, 100), height=24)
+    if drawn is not None:
+        console.print(drawn)
 
 
 def _say_story(facts: dict[str, Any]) -> None:
