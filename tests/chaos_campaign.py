@@ -24,7 +24,8 @@ from typing import Any
 
 from emt_campaign import write_campaign
 
-from alchemy.store import Store
+from alchemy.identity import content_hash
+from alchemy.store import LabelRow, Store
 
 HERE = Path(__file__).parent
 MARK = "ALCHEMY_CHAOS"
@@ -119,7 +120,7 @@ def disturbed(folder: Path, *, kills: int, seed: int, overlap: bool, pace_s: flo
     time.sleep(2.0)
     orphans = [kind for _, kind in ours(folder)]
     finished = Counter((folder / "finished.log").read_text().split())
-    labels = Store(folder / "mini" / "store.h5").snapshot().labels(status=None)
+    labels = stored(folder)
     return {
         "seed": seed,
         "overlap": overlap,
@@ -127,7 +128,7 @@ def disturbed(folder: Path, *, kills: int, seed: int, overlap: bool, pace_s: flo
         "restarts": restarts,
         "unexpected_exit_codes": odd,
         "exit_code": controller.returncode,
-        "labels": sorted(row.key for row in labels if row.status == "ok"),
+        "labels": {row.key: contents(row) for row in labels if row.status == "ok"},
         "failed": dict(Counter(row.status for row in labels if row.status != "ok")),
         "finished_twice": sorted(key for key, number in finished.items() if number > 1),
         "finished": len(finished),
@@ -153,13 +154,26 @@ def _kill_one(
     return True
 
 
-def calm(folder: Path, *, nap_s: float) -> list[str]:
-    """Keys of the labels of the same campaign that nobody disturbs."""
+def stored(folder: Path) -> list[LabelRow]:
+    """All labels, failed ones too."""
+    return Store(folder / "mini" / "store.h5").snapshot().labels(status=None)
+
+
+def contents(row: LabelRow) -> str:
+    """A hash of structure, energy, forces and stress to the last bit."""
+    arrays = (row.forces_eV_per_A, row.stress_eV_per_A3)
+    return content_hash(
+        [row.structure_uid, row.fingerprint, row.energy_eV, *(a if a is None else a.tolist() for a in arrays)]
+    )
+
+
+def calm(folder: Path, *, nap_s: float) -> dict[str, str]:
+    """Labels of the same campaign that nobody disturbs: keys and contents."""
     path, environment = prepared(folder, overlap=False, nap_s=nap_s)
     done = start(path, environment, folder / "run.log").wait()
     if done != 0:
         raise RuntimeError(f"the undisturbed campaign ended with {done}: {folder / 'run.log'}")
-    return sorted(row.key for row in Store(folder / "mini" / "store.h5").snapshot().labels())
+    return {row.key: contents(row) for row in stored(folder)}
 
 
 def main() -> None:
