@@ -59,20 +59,24 @@ class Budget:
         self.clock = Clock(home)
         self._spent = replace(before, wall_s=0.0)  # the clock has that
         self._running: dict[str, Cost] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # prices learn as well, and the size of the folder is measured
         self._measured = time.monotonic()
 
     def spent(self) -> Cost:
         """So far."""
-        now = time.monotonic()
-        if "disk_bytes" in self.limits and now - self._measured > DISK_EVERY_S:
-            self._measured = now
-            self._spent = replace(self._spent, disk_bytes=disk_bytes(self._home.path))
-        return replace(self._spent, wall_s=self.clock.wall_s())
+        with self._lock:
+            now = time.monotonic()
+            if "disk_bytes" in self.limits and now - self._measured > DISK_EVERY_S:
+                self._measured = now
+                self._spent = replace(self._spent, disk_bytes=disk_bytes(self._home.path))
+            return replace(self._spent, wall_s=self.clock.wall_s())
 
     def label_price(self, fidelity: str, atoms: int) -> Cost:
         """What a label is expected to cost; nothing is worked out where no budget is set."""
-        return self._prices.label(fidelity, atoms) if self.limits else Cost()
+        if not self.limits:
+            return Cost()
+        with self._lock:
+            return self._prices.label(fidelity, atoms)
 
     def begin(self, name: str, price: Cost, *, what: str = "label") -> None:
         """Something begins. Raises BudgetEndedError when it does not fit beside all that runs."""

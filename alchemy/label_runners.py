@@ -6,17 +6,13 @@ import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from . import tasks
 from .batch_ledger import Ledger
+from .batch_service import OVER, BatchService, Request
 from .config_labels import Labels
 from .executors import Executor, Interrupt, OnDone
-
-if TYPE_CHECKING:
-    from .pyiron_batch import BatchLabels
-
-Request = dict[str, Any]
 
 
 class LostLabelError(Exception):
@@ -28,6 +24,10 @@ class LostLabelError(Exception):
 
     def __str__(self) -> str:
         return self.message
+
+
+class NotABatchJobError(Exception):
+    """A label of a batch job that failed, of a level that is the workers' by now."""
 
 
 class Requests:
@@ -84,39 +84,24 @@ class JobLabels:
     ) -> None:
         self._executor, self._labels = executor, labels
         self._folder, self._base_dir, self._say, self._interrupt = folder, base_dir, say, interrupt
-        # of jobs of an earlier run, which may be at work on labels of a level that is the workers' by now
+        # of jobs of an earlier run, which may be at work on labels of a level that is the workers' by now;
+        # replaced as a whole and only ever less: rounds that overlap may ask at the same time
         self._held: set[str] = set()
+        self._service: BatchService | None = None
+        self._lock = threading.Lock()
 
     def alone(self, request: Request) -> bool:
         return self._labels.of(request["fidelity"]).batch or request.get("key") in self._held
 
     def run(self, packs: Iterable[Request], *, on_done: OnDone) -> None:
-        self._held = {key for job in Ledger(self._folder).jobs.values() for key in job.keys}
-        if not self._labels.any_batch and not self._held:
+        held = self._held = {key for job in Ledger(self._folder).jobs.values() for key in job.keys}
+        if not self._labels.any_batch and not held:
             return self._executor.run(tasks.labels, packs, resource="LABEL", on_done=on_done)
         packs = list(packs)
         batch = [n for n, pack in enumerate(packs) if self.alone(pack["requests"][0])]
-        rest = [n for n in range(len(packs)) if n not in set(batch)]
         if not batch:
             return self._executor.run(tasks.labels, packs, resource="LABEL", on_done=on_done)
-        from .pyiron_batch import BatchLabels
-
-        def of_job(place: int, result: dict[str, Any] | BaseException) -> None:
-            on_done(batch[place], result if isinstance(result, BaseException) else {"results": [result]})
-
-        jobs = BatchLabels(
-            self._folder,
-            jobs_of=self._labels.of,
-            base_dir=self._base_dir,
-            say=self._say,
-            interrupt=self._interrupt,
-        )
-        try:
-            jobs.begin([packs[n]["requests"][0] for n in batch], of_job)
-            self._both(jobs, [packs[n] for n in rest], lambda i, result: on_done(rest[i], result))
-        finally:
-            jobs.close()
-        left = [n for n in batch if packs[n]["requests"][0].get("key") in jobs.leftover]
+        left = self._both(packs, batch, on_done)
         if left:
             again = [packs[n] for n in left]
             self._executor.run(
@@ -124,34 +109,63 @@ class JobLabels:
             )
         return None
 
-    def _both(self, jobs: BatchLabels, packs: list[Request], on_done: OnDone) -> None:
-        """Tasks in a thread, whose results are handed over here, between two looks at the jobs."""
-        found: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()
+    def _both(self, packs: list[Request], batch: list[int], on_done: OnDone) -> list[int]:
+        """Jobs and tasks, each in a thread; their results are handed over here. Those left to the workers."""
+        found: queue.SimpleQueue[tuple[list[int], int, Any]] = queue.SimpleQueue()
+        rest, left = sorted(set(range(len(packs))) - set(batch)), []
         stopped = threading.Event()
 
         def hand_over(index: int, result: Any) -> None:
             if stopped.is_set():
                 raise RuntimeError("the labels are not wanted any more")
-            found.put((index, result))
+            found.put((rest, index, result))
 
         def work() -> None:
+            ended: BaseException | None = None
             try:
-                self._executor.run(tasks.labels, packs, resource="LABEL", on_done=hand_over)
+                own = [packs[n] for n in rest]
+                self._executor.run(tasks.labels, own, resource="LABEL", on_done=hand_over)
             except Exception as error:
-                found.put((-1, error))
+                ended = error
+            found.put((rest, OVER, ended))
 
-        thread = threading.Thread(target=work, daemon=True)
-        if packs:
-            thread.start()
+        call = self._jobs().ask(
+            [packs[n]["requests"][0] for n in batch], lambda index, result: found.put((batch, index, result))
+        )
+        if rest:
+            threading.Thread(target=work, daemon=True).start()
+        open_ = 1 + bool(rest)
         try:
-            while jobs.busy or thread.is_alive() or not found.empty():
-                while not found.empty():
-                    index, result = found.get()
-                    if index < 0:
+            while open_:
+                places, index, result = found.get()
+                if index == OVER:
+                    open_ -= 1
+                    if result is not None:
                         raise result
-                    on_done(index, result)
-                jobs.step()
-                if jobs.busy or thread.is_alive():
-                    jobs.wait()
+                elif isinstance(result, NotABatchJobError):
+                    left.append(places[index])
+                elif places is rest or isinstance(result, BaseException):
+                    on_done(places[index], result)
+                else:
+                    on_done(places[index], {"results": [result]})
         finally:
             stopped.set()
+            call.close()
+        return left
+
+    def _jobs(self) -> BatchService:
+        """One for all threads that ask."""
+        with self._lock:
+            if self._service is None:
+                from .pyiron_batch import BatchLabels
+
+                self._service = BatchService(
+                    lambda: BatchLabels(
+                        self._folder,
+                        jobs_of=self._labels.of,
+                        base_dir=self._base_dir,
+                        say=self._say,
+                        interrupt=self._interrupt,
+                    )
+                )
+            return self._service

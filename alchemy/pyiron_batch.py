@@ -19,7 +19,7 @@ from alchemy.batch_ledger import OWN_CAUSES, BatchJob, verdicts
 from alchemy.config_labels import LabelJobs
 from alchemy.errors import EnvironmentProblemError
 from alchemy.executors import Interrupt
-from alchemy.label_runners import LostLabelError, OnDone, Request
+from alchemy.label_runners import LostLabelError, NotABatchJobError, OnDone, Request
 from alchemy.lease import Lease
 from alchemy.pyiron_desk import Desk, Watch
 from alchemy.pyiron_jobs import label_key_of
@@ -40,7 +40,7 @@ ORDINARY = ("", "Priority", "Resources", "None", "BeginTime")  # reasons to wait
 
 
 class BatchLabels:
-    """The labels of one call: `begin`, then `step` while it is `busy`, then `close`."""
+    """Labels: `begin` whenever some are asked for, `step` while it is `busy`, then `close`. One thread's."""
 
     def __init__(
         self,
@@ -61,14 +61,13 @@ class BatchLabels:
             self.lease.__exit__(None, None, None)
             raise
         self.wanted: dict[str, Request] = {}
-        self.places: dict[str, list[int]] = {}
+        self.places: dict[str, list[tuple[OnDone, int]]] = {}  # who asked for a key, and its place there
         self.waiting: dict[str, list[str]] = {}  # by fidelity
         self.longest_s: dict[str, float] = {}
         self.start_failures = 0
         self.told: set[str] = set()
         self.back_off_s, self.ask_every_s, self.look_every_s = 0.0, ASK_S[0], LOOK_S[0]
         self.ask_at = self.submit_at = self.last_label_at = 0.0
-        self.leftover: list[str] = []  # of jobs that failed, and the level is not batch jobs' any more
 
     @property
     def busy(self) -> bool:
@@ -80,18 +79,27 @@ class BatchLabels:
         return ending and time.monotonic() - self.last_label_at < 2 * GRACE_S
 
     def begin(self, requests: Sequence[Request], on_done: OnDone) -> None:
-        """Take the requests; what is recorded or under way is not submitted."""
-        self.on_done = on_done
+        """Take the requests; what is recorded, under way or wanted already is not submitted."""
+        fresh: dict[str, Request] = {}
         for index, request in enumerate(requests):
             key = request.get("key") or label_key_of(request)
-            self.wanted[key] = {**request, "base_dir": str(Path(request["base_dir"]).resolve())}
-            self.places.setdefault(key, []).append(index)
+            self.places.setdefault(key, []).append((on_done, index))
+            if key not in self.wanted:
+                fresh[key] = {**request, "base_dir": str(Path(request["base_dir"]).resolve())}
+        self.wanted |= fresh
+        self.look_every_s = LOOK_S[0]
         under_way = {key for job in self.desk.ledger.jobs.values() for key in job.keys}
-        for key, request in list(self.wanted.items()):
-            if self._recorded(key):
-                self._take(key)
-            elif key not in under_way:
+        for key, request in fresh.items():
+            if not self._take(key) and key not in under_way:
                 self.waiting.setdefault(request["fidelity"], []).append(key)
+
+    def forget(self, on_done: OnDone) -> None:
+        """Who asked with this wants nothing any more; jobs that are there go on."""
+        for key, places in list(self.places.items()):
+            self.places[key] = [place for place in places if place[0] != on_done]
+            if not self.places[key]:
+                del self.places[key], self.wanted[key]
+        self.waiting = {f: [k for k in keys if k in self.wanted] for f, keys in self.waiting.items()}
 
     def step(self) -> None:
         """Look at everything that is due; never waits.
@@ -139,9 +147,7 @@ class BatchLabels:
             if line["state"] == "finished" and line["key"] in self.wanted:
                 if line.get("wall_s"):
                     self.longest_s[job.fidelity] = max(self.longest_s.get(job.fidelity, 0.0), line["wall_s"])
-                complete &= self._recorded(line["key"])
-                if self._recorded(line["key"]):
-                    self._take(line["key"])
+                complete &= self._take(line["key"])
         if not complete:
             watch.incomplete_since = watch.incomplete_since or time.monotonic()
             if time.monotonic() - watch.incomplete_since < GRACE_S:
@@ -297,20 +303,16 @@ class BatchLabels:
         fidelity = self.wanted[key]["fidelity"]
         jobs = self.desk.jobs_of(fidelity)
         if not jobs.batch:
-            del self.wanted[key]
-            self.leftover.append(key)
-            return
+            return self._answer(key, NotABatchJobError())
         if cause:
             own, machine = self.desk.ledger.charge(key, cause, job=job, word=word)
             if own > jobs.retries or machine > jobs.resubmissions:
                 lines = self.desk.ledger.tries.pop(key)
                 story = ", ".join(f"{line['cause']} in job {line['id']}" for line in lines)
-                self.wanted.pop(key)
-                for index in self.places[key]:
-                    self.on_done(index, LostLabelError(cause, f"{len(lines)} tries: {story} ({word})"))
-                return
+                return self._answer(key, LostLabelError(cause, f"{len(lines)} tries: {story} ({word})"))
             self.desk.say(f"label {key[:8]} ({fidelity}): {cause} in batch job {job.id} ({word}); once more")
         self.waiting.setdefault(fidelity, []).append(key)
+        return None
 
     def _free_if_orphaned(self, root: Path, key: str, where: str) -> None:
         """A claim whose job nobody knows (a ledger that was deleted) would stand for ever."""
@@ -337,18 +339,21 @@ class BatchLabels:
             return
         self.desk.give_up(EnvironmentProblemError(f"{text}\nsee {watch.directory}, and run.labels.setup"))
 
-    def _recorded(self, key: str) -> bool:
-        return (Path(self.wanted[key]["root"]) / key / FILE_NAME).is_file()
-
-    def _take(self, key: str) -> None:
-        """Hand a finished label over, once."""
-        request = self.wanted.pop(key, None)
+    def _take(self, key: str) -> bool:
+        """Hand a finished label over, once; False if its record is not there."""
+        if key in self.wanted:
+            root = Path(self.wanted[key]["root"])
+            if not (root / key / FILE_NAME).is_file():
+                return False
+            record = tasks.read_label(root, key)
+            self._answer(key, {"key": key, "status": record.status, "reason": record.reason})
         self.desk.ledger.tries.pop(key, None)
-        if request is not None:
-            record = tasks.read_label(Path(request["root"]), key)
-            result = {"key": key, "status": record.status, "reason": record.reason}
-            for index in self.places[key]:
-                self.on_done(index, result)
+        return True
+
+    def _answer(self, key: str, result: dict[str, Any] | BaseException) -> None:
+        del self.wanted[key]
+        for on_done, index in self.places.pop(key):
+            on_done(index, result)
 
     def _set(self, job: BatchJob, state: str, word: str) -> None:
         job.state, job.word = state, word

@@ -18,8 +18,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from played_scheduler import request
 from slurm_fixture import Slurm
-from test_batch_labels import request
 
 from alchemy import pyiron_desk
 from alchemy.config_labels import Labels
