@@ -249,9 +249,7 @@ def _catch_up(context: Context, backlog: Backlog | None) -> None:
 def _data(context: Context, state: RoundState, backlog: Backlog, *, final: bool) -> None:
     """Fix what the round is trained on, since labels come in meanwhile; the last committee gets all."""
     if final and state.outputs("data") is None:
-        backlog.drain()
-        for number in range(1, state.number):
-            label.recount(context, RoundState(context.home, number))
+        backlog.finish(state)
     backlog.look()
     _do(context, state, "data", lambda: {"as_of": context.store.snapshot().last})
 

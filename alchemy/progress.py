@@ -37,9 +37,10 @@ class Progress:
         """What keeps the present stage from going on; '' when that is over."""
         if not text:
             return
-        if self._live and self._bar is not None:
+        bar = self._bar  # labels beside the loop wait in threads of their own
+        if self._live and bar is not None:
             self._write_log(text)
-            self._bar.note(text)
+            bar.note(text)
         else:
             self.message(f"  {text}")
 

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from alchemy.pyiron_project import open_project
 from alchemy.pyiron_queue import UnreachableError
 from alchemy.records import read_json
 from alchemy.scheduler_states import Seen
+from alchemy.stages import backlog
 from alchemy.state import Home, RoundState
 from alchemy.store import Store
 
@@ -213,3 +215,31 @@ def test_prices_are_asked_for_and_learned_one_at_a_time(tmp_path):
     assert at_once(label_prices, stages, label_prices) == [None] * 3
     assert prices.met == 0
     assert budget.spent().cpu_s == 50.0
+
+
+def test_labels_that_come_in_last_are_checked_before_the_last_committee_is_trained(
+    tmp_path, monkeypatch
+):
+    asked, known, may_come = [("first", "emt"), ("second", "emt")], set(), threading.Event()
+    checked: list[tuple[list[Any], list[Any]]] = []
+
+    def buy(context: Any, requests: Any, *, what: str, bar: Any) -> None:
+        assert may_come.wait(30.0)
+        known.update(requests)
+
+    def check(context: Any, state: RoundState, requests: Any) -> None:
+        checked.append((sorted(requests), sorted(known)))
+
+    monkeypatch.setattr(backlog.label, "label", buy)
+    monkeypatch.setattr(backlog.trust, "check_labels", check)
+    monkeypatch.setattr(backlog, "without_label", lambda _, some: [one for one in some if one not in known])
+    context: Any = SimpleNamespace(open_pairs=(), home=Home(tmp_path))
+    open_labels = backlog.Backlog(context)
+    open_labels.add(asked)
+    open_labels.look()
+    threading.Timer(0.3, may_come.set).start()
+    open_labels.finish(RoundState(context.home, 1))
+    assert checked == [(asked, asked)]
+    assert context.open_pairs == ()
+    open_labels.finish(RoundState(context.home, 1))  # nothing is open any more
+    assert len(checked) == 1

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from ..identity import label_key
 from ..state import RoundState
-from . import label
+from . import label, trust
 from .context import Context
 
 Pair = tuple[str, str]  # structure uid, fidelity
@@ -89,6 +89,16 @@ class Backlog:
             self.look()
             time.sleep(LOOK_EVERY_S)
         self.look()
+
+    def finish(self, state: RoundState) -> None:
+        """Until nothing is under way; what came last is checked as well, and rounds are counted anew."""
+        self.look()
+        late = self._context.open_pairs
+        self.drain()
+        if late:  # without a committee's doubts: that of this round is yet to be trained
+            trust.check_labels(self._context, state, late)
+        for number in range(1, state.number):
+            label.recount(self._context, RoundState(self._context.home, number))
 
     def close(self) -> None:
         """Wait for the threads, whatever ends them."""
