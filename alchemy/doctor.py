@@ -45,15 +45,22 @@ def examine(campaign: Path | None, *, on: str | None = None) -> Iterator[Finding
     """All findings; nothing here raises for what is broken around us.
 
     Args:
-        on: batch system on which to try the campaign's worker jobs.
+        on: batch system on which to try the campaign's jobs, of workers and of labels.
 
     Raises:
         InputError: `on` is not the batch system of the campaign.
     """
     given = find_campaign(campaign).campaign if campaign is not None else None
-    if on is not None and (given is None or given.run.where != on):
-        found = "no campaign is named" if given is None else f"its run.where is {given.run.where}"
-        raise InputError(f"--on {on} tries the worker jobs of a campaign with run.where: {on}; {found}")
+    if on is not None:
+        from alchemy.doctor_cluster import uses
+
+        if given is None:
+            raise InputError(f"--on {on} tries the jobs of a campaign, and no campaign is named")
+        if not uses(given, on):
+            raise InputError(
+                f"--on {on} tries the jobs of a campaign with run.where: {on}; its run.where is "
+                f"{given.run.where}, and none of its labels are jobs of {on} (run.labels.where)"
+            )
     return _all(given, on)
 
 
@@ -67,7 +74,8 @@ def _all(given: Campaign | None, on: str | None) -> Iterator[Finding]:
     if given is not None and on is not None:
         from alchemy.doctor_cluster import examine_cluster
 
-        yield from examine_cluster(given)
+        where: Any = on  # one of the command's choices
+        yield from examine_cluster(given, where)
 
 
 def _packages() -> Iterator[Finding]:

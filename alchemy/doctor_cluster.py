@@ -1,7 +1,8 @@
 """`alchemy doctor --on slurm`: a one-minute job per partition, then one worker of each kind at work.
 
 The small job comes first, because it says most precisely what a node lacks; the workers then try the
-network, a step of training and a label at every level.
+network, a step of training and a label at every level that is theirs. Levels that are batch jobs
+(`run.labels`) are tried as such: the one-minute job of their partition computes a label of a pair of atoms.
 """
 
 from __future__ import annotations
@@ -9,41 +10,58 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import __version__, batch_systems, tasks
+from .batch_job import EXIT, PACK
 from .config import Campaign
 from .config_cluster import Cluster, Where, Workers
+from .config_labels import LabelJobs
 from .doctor import Finding, label_request, training_request
 from .errors import AlchemyError
 from .executors import Interrupt, make_executor
 from .executors_jobs import JobMaker, job_class, last_words
-from .records import LabelRecord, read_json
+from .records import FILE_NAME, LabelRecord, read_json, write_json_atomic
 from .trials import train_one_step
+
+if TYPE_CHECKING:
+    from .pyiron_queue import Queue
 
 LONGEST_WAIT_S = 600.0
 LOOK_EVERY_S = 2.0
 TRIAL_LIMIT_S, WORKER_LIMIT_S = 60.0, 900.0
+HOPELESS_LOOKS = 5  # a job that waits for what waiting does not bring; a node may just be coming back
+# of run.labels, what makes one job different from another for the node or the partition
+SHAPE = ("partition", "account", "nodes", "tasks", "cores", "memory", "setup", "template", "extra")
 
 
-def examine_cluster(campaign: Campaign) -> Iterator[Finding]:
-    """Findings of all worker kinds of the campaign; nothing here raises for what is broken."""
-    where: Any = campaign.run.where
-    assert campaign.run.cluster is not None
+def uses(campaign: Campaign, where: str) -> bool:
+    """Whether workers or labels of the campaign are jobs of this batch system."""
+    labels = campaign.run.labels
+    return campaign.run.where == where or any(labels.of(f).where == where for f in campaign.fidelities)
+
+
+def examine_cluster(campaign: Campaign, where: Where) -> Iterator[Finding]:
+    """Findings of all jobs of the campaign there; nothing here raises for what is broken."""
     try:
         batch_systems.require(where)
-        job_class(where)
+        if campaign.run.where == where:
+            job_class(where)
     except AlchemyError as error:
         yield Finding(batch_systems.NAMES[where], False, str(error))
         return
     folder = Path(tempfile.mkdtemp(dir=campaign.base_dir, prefix=".alchemy-doctor-"))
     try:
-        found = list(_jobs(campaign, where, folder))
-        yield from found
-        if all(finding.ok is not False for finding in found):
-            yield from _workers(campaign, folder)
+        if campaign.run.where == where:
+            found = list(_jobs(campaign, where, folder))
+            yield from found
+            if all(finding.ok is not False for finding in found):
+                yield from _workers(campaign, folder)
+        yield from _label_jobs(campaign, where, folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -147,6 +165,8 @@ def _workers(campaign: Campaign, folder: Path) -> Iterator[Finding]:
     try:
         yield _on_worker(executor, train_one_step, training_request(campaign), "GPU", "training")
         for name in campaign.fidelities:
+            if campaign.run.labels.of(name).batch:  # no worker may have its program
+                continue
             request = label_request(campaign, name, folder)
             yield _on_worker(executor, tasks.label, request, "LABEL", name)
     finally:
@@ -170,3 +190,120 @@ def _on_worker(executor: Any, task: Any, request: dict[str, Any], resource: str,
     if record.status != "ok":
         return Finding(what, False, f"{text}: {record.reason}: {record.message}".replace("\n", " "))
     return Finding(what, True, text)
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """A one-minute job that labels a pair of atoms at some levels."""
+
+    title: str
+    name: str  # unique: the queue is searched for it
+    directory: Path
+    keys: Mapping[str, str]  # of the labels, by level
+    number: str  # the scheduler's
+
+
+def _label_jobs(campaign: Campaign, where: Where, folder: Path) -> Iterator[Finding]:
+    """A trial of every kind of job that `run.labels` asks for; they wait in the queue together."""
+    kinds: dict[str, tuple[LabelJobs, list[str]]] = {}
+    for level in campaign.fidelities:
+        jobs = campaign.run.labels.of(level)
+        if jobs.where == where:
+            shape = str([getattr(jobs, key) for key in SHAPE])
+            kinds.setdefault(shape, (jobs, []))[1].append(level)
+    if not kinds:
+        return
+    from .pyiron_queue import Queue, QueueFullError, UnreachableError
+
+    trials: list[_Trial] = []
+    try:
+        queue = Queue(where)
+    except AlchemyError as error:
+        yield Finding("label job", False, str(error))
+        return
+    try:
+        for jobs, levels in kinds.values():
+            title = "label job" + (f", {jobs.partition}" if jobs.partition else "")
+            try:
+                trials.append(_try_labels(campaign, jobs, levels, queue=queue, folder=folder, title=title))
+            except (AlchemyError, UnreachableError, QueueFullError, OSError) as error:
+                yield Finding(title, False, f"{error}; see run.labels ({', '.join(levels)})")
+        deadline = time.monotonic() + LONGEST_WAIT_S
+        for trial in trials:
+            yield from _labels_of(trial, _exit_of(trial, queue, deadline), folder / "labels")
+    finally:
+        for trial in trials:
+            queue.cancel(trial.number)
+
+
+def _try_labels(
+    campaign: Campaign, jobs: LabelJobs, levels: list[str], *, queue: Queue, folder: Path, title: str
+) -> _Trial:
+    """Submit what a batch job of these levels is, but for a minute."""
+    from .pyiron_jobs import label_key_of
+    from .pyiron_queue import script
+
+    name = f"al{uuid.uuid4().hex[:12]}"
+    directory = folder / name
+    directory.mkdir()
+    requests = {level: label_request(campaign, level, folder) for level in levels}
+    keys = {level: label_key_of(request) for level, request in requests.items()}
+    labels = [{"key": keys[level], "request": requests[level]} for level in levels]
+    pack = {"name": name, "walltime_s": TRIAL_LIMIT_S, "expected_s": {}, "labels": labels}
+    write_json_atomic(directory / PACK, pack)
+    short = jobs.model_copy(update={"walltime_s": TRIAL_LIMIT_S})
+    text = script(short, name, directory=directory, base_dir=campaign.base_dir)
+    return _Trial(title, name, directory, keys, queue.submit(text, directory=directory, name=name))
+
+
+def _exit_of(trial: _Trial, queue: Queue, deadline: float) -> dict[str, Any] | str:
+    """The exit record of the job, or why there is none."""
+    from .pyiron_queue import UnreachableError
+
+    missed = hopeless = 0
+    path = trial.directory / EXIT
+    while True:
+        record: dict[str, Any] | None = read_json(path) if path.exists() else None
+        if record is not None and record["reason"]:
+            return record
+        try:
+            seen = queue.look({trial.name: trial.number}).get(trial.name)
+        except (AlchemyError, UnreachableError) as error:
+            return str(error)
+        missed = missed + 1 if seen is None or seen.state == "ended" else 0
+        if missed > 2:
+            word = f" ({seen.word})" if seen else ""
+            return f"job {trial.number} ended before its first label{word}; " + last_words(
+                trial.directory / "job.out"
+            )
+        hopeless = hopeless + 1 if seen is not None and seen.hopeless else 0
+        if hopeless >= HOPELESS_LOOKS and seen is not None:
+            return f"job {trial.number} will never start: {seen.word}; see run.labels"
+        if time.monotonic() > deadline:
+            word = seen.word if seen else "not to be seen"
+            return f"job {trial.number} did not end in time: {word}; is that the right partition for you?"
+        time.sleep(LOOK_EVERY_S)
+
+
+def _labels_of(trial: _Trial, found: dict[str, Any] | str, root: Path) -> Iterator[Finding]:
+    """A finding of the job, and one of the label at every level."""
+    if isinstance(found, str):
+        yield Finding(trial.title, False, found)
+        return
+    here = f"job {trial.number} on {found['host']}"
+    if found["reason"] in ("problem", "os-error"):
+        yield Finding(trial.title, False, f"{here}: {found['message']}; see run.labels")
+        return
+    yield Finding(trial.title, True, here)
+    lines = {line["key"]: line for line in found["labels"]}
+    for level, key in trial.keys.items():
+        if (root / key / FILE_NAME).is_file():
+            record = LabelRecord.read(root / key)
+            text = f"{record.code}, {record.atoms.get_chemical_formula()} in {here}, {record.wall_s:.1f} s"
+            if record.status != "ok":
+                text = f"{text}: {record.reason}: {record.message}".replace("\n", " ")
+            yield Finding(level, record.status == "ok", text)
+        elif lines.get(key, {}).get("state") == "died":
+            yield Finding(level, False, f"{here}: {lines[key].get('message') or 'its process died'}")
+        else:
+            yield Finding(level, None, f"{here} works; a label does not fit into the minute of the trial")
