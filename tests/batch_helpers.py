@@ -28,6 +28,9 @@ class Moody(EMT):
         words = (HERE / "mood").read_text().split()
         if words and words[0] == "sleep":
             time.sleep(float(words[1]))
+        while words == ["wait"] and len(atoms) > 1:  # for another mood
+            time.sleep(0.1)
+            words = (HERE / "mood").read_text().split()
         if words and words[0] == "die":
             os.kill(os.getpid(), 9)
         if words and words[0] == "full":
