@@ -253,6 +253,7 @@ def _hand_over(record: Record, after: str) -> None:
             f"{Path(record.request.home) / FOLDER / 'controller.log'}"
         )
         return
+    record.message = "handed over to the next job"  # already true of what the submission writes
     try:
         _submit(record, after=after)
     except EnvironmentProblemError as error:

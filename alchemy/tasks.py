@@ -49,6 +49,7 @@ def label(request: dict[str, Any]) -> dict[str, Any]:
     atoms = atoms_from_document(request["structure"])
     fidelity, root, replica = request["fidelity"], Path(request["root"]), request.get("replica", 0)
     key = label_key(structure_uid(atoms), fidelity, fingerprint(labeler), replica)
+    root.mkdir(parents=True, exist_ok=True)
     with _held(root / f"{key}.lock"):
         record = label_structure(
             atoms,

@@ -95,6 +95,20 @@ def test_a_job_whose_walltime_ends_is_followed_by_one_that_waits_for_it(
     assert read_record(submitted).message == "handed over to job 2"
 
 
+def test_no_reader_sees_the_next_job_with_the_last_words_of_the_one_before(submitted, monkeypatch):
+    shown, write = [], Record.write
+
+    def noted(record):
+        shown.append((record.job, record.message.startswith("handed over")))
+        write(record)
+
+    monkeypatch.setattr(Record, "write", noted)
+    at_the_end_of_its_walltime(monkeypatch)
+    run_job(submitted, until_rung)
+    assert ("2", True) in shown
+    assert ("2", False) not in shown
+
+
 def test_jobs_that_bring_the_campaign_nowhere_are_not_followed_for_ever(submitted, monkeypatch):
     at_the_end_of_its_walltime(monkeypatch)
     assert run_job(submitted, until_rung).idle == 1

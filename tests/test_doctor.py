@@ -10,8 +10,11 @@ from emt_campaign import write_campaign
 
 from alchemy import __version__
 from alchemy.cli import main
+from alchemy.config import load_campaign
 from alchemy.config_cluster import Workers
+from alchemy.doctor import label_request
 from alchemy.doctor_cluster import judge
+from alchemy.tasks import label
 from alchemy.trials import node_facts, store_round_trip
 
 NODE = {
@@ -84,3 +87,10 @@ def test_facts_of_this_node_fit_a_worker_without_gpus(tmp_path):
     facts = node_facts(tmp_path)
     assert set(facts) == set(NODE)
     assert judge(facts, Workers(), "7")[0]
+
+
+def test_the_label_of_a_trial_needs_no_folder_that_is_there_before(tmp_path):
+    campaign = load_campaign(write_campaign(tmp_path))
+    request = label_request(campaign, "emt", tmp_path)
+    assert not (tmp_path / "labels").exists()
+    assert label(request)["status"] == "ok"
