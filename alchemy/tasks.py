@@ -75,7 +75,6 @@ def _held(path: Path) -> Iterator[None]:
 
     A killed holder frees the lock with its death. File systems without locks go without.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a", encoding="utf-8") as file:
         with suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX)
