@@ -127,7 +127,6 @@ class Fleet:
         self._hiccup = ""
         self._number = self._clear_old_jobs()
         self._asked = 0.0  # when the batch system was asked last
-        self._idle_since: dict[str, float] = {}
         self._waiting_since: dict[str, float] = {}
         self._lock = threading.Lock()
         self._stop = threading.Event()

@@ -5,7 +5,6 @@ A process of its own leaves no memory behind and can be killed; it dies with the
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import signal
@@ -18,15 +17,10 @@ from typing import Any
 import numpy as np
 
 from .errors import EnvironmentProblemError
+from .orphans import die_with_parent
 from .records import finite_or_none, read_json, write_json_atomic
 
-PR_SET_PDEATHSIG = 1
 TRIES = 3  # of a training that is killed from outside
-
-
-def die_with_parent() -> None:
-    """Ask Linux to kill this process when its parent dies, so that no training runs twice."""
-    ctypes.CDLL("libc.so.6", use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def train_in_process(request: dict[str, Any]) -> dict[str, Any]:
@@ -49,7 +43,7 @@ def train_in_process(request: dict[str, Any]) -> dict[str, Any]:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            preexec_fn=die_with_parent,
+            preexec_fn=die_with_parent,  # else it would run beside its repetition
             check=False,
         )
         if done.returncode != -signal.SIGKILL:

@@ -18,6 +18,7 @@ import shlex
 import shutil
 import signal
 import typing
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -67,7 +68,7 @@ _VERSIONS: dict[str, str] = {}  # command -> version in the output read last
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProgramLabeler:
+class ProgramLabeler(ABC):
     """Template, command, limits and ladder. A subclass adds its options as fields, and five methods."""
 
     template: str | None = None  # a file; None: the package's own
@@ -96,20 +97,20 @@ class ProgramLabeler:
 
     # --- what a code adds -------------------------------------------------------------------------
 
+    @abstractmethod
     def inputs(self, atoms: Atoms, values: Mapping[str, Any]) -> dict[str, str | Path]:
         """Input files by name: text, or the data file that a link of that name shall point to.
 
         `values` are all options of the class as this rung has them; see `rendered`.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def verdict(self, directory: Path) -> None:
         """Raises LabelFailureError for anything but a converged and complete calculation."""
-        raise NotImplementedError
 
+    @abstractmethod
     def parse(self, atoms: Atoms, directory: Path) -> LabelResult:
         """Numbers of the calculation; its geometry is compared with the structure's here."""
-        raise NotImplementedError
 
     def data_files(self) -> Mapping[str, Path]:
         """Pseudopotentials, basis sets and the like by what they are for; their content is physics."""

@@ -118,10 +118,6 @@ class Snapshot:
         found = self.labels(status=None, keys=[key])
         return found[0] if found else None
 
-    def label_is_ok(self, key: str) -> bool | None:
-        """Whether the current row of a label is ok; None when there is none."""
-        return self._index.label_states([key]).get(key)
-
     def label_states(self, keys: Iterable[str]) -> dict[str, bool]:
         """Of those labels that are there, whether the current row is ok."""
         return self._index.label_states(keys)
