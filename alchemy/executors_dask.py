@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import logging
 import math
 import operator
@@ -67,7 +68,9 @@ class StandingSupply:
 
     def close(self) -> None:
         if self._cluster is not None:
-            self._cluster.close()
+            # Dask asserts on a worker that it is just starting again; it ends with this process
+            with contextlib.suppress(AssertionError):
+                self._cluster.close()
 
 
 class DaskExecutor:
