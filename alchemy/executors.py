@@ -133,8 +133,10 @@ def make_executor(
     from .executors_dask import DaskExecutor, StandingSupply
 
     dask.config.set({"distributed.scheduler.allowed-failures": 2})
-    # a profiler that looks 100 times a second, and logs that nobody reads
+    # a profiler that looks 100 times a second, and logs that nobody reads: the low-level one keeps whole
+    # messages, structures and all, of every connection
     dask.config.set({"distributed.worker.profile.enabled": False, "distributed.admin.log-length": 1000})
+    dask.config.set({"distributed.admin.low-level-log-length": 50})
     if run.where in BATCH_SYSTEMS:
         from .executors_cluster import start_fleet
 
