@@ -52,16 +52,21 @@ from tace.wording import describe, hint
 
 SAMPLE_KINDS = ("files", "rattle", "md", *BLOCKS)
 EXPLORERS = ("md", "reico", "basin_hopping", "ts")  # those with a block of their own
-Temperatures = Annotated[tuple[Temperature, ...], Field(min_length=1)]
-if TYPE_CHECKING:  # what it is once read
+if TYPE_CHECKING:  # what they are once read
+    Temperatures = tuple[float, ...]
     Pressures = tuple[float, ...]
 else:
-    Pressures = Annotated[
-        Annotated[Annotated[tuple[Pressure, ...], Field(min_length=1)], Tag("<value>")]
-        | Annotated[Pressure, Tag("<word>")],
-        ONE_OR_LIST,
-        AfterValidator(lambda found: found if isinstance(found, tuple) else (found,)),
-    ]
+
+    def _one_or_list(item: Any) -> Any:
+        many = Annotated[Annotated[tuple[item, ...], Field(min_length=1)], Tag("<value>")]
+        return Annotated[
+            many | Annotated[item, Tag("<word>")],
+            ONE_OR_LIST,
+            AfterValidator(lambda found: found if isinstance(found, tuple) else (found,)),
+        ]
+
+    Temperatures = _one_or_list(Temperature)
+    Pressures = _one_or_list(Pressure)
 
 _INDEX = r"^(-?\d+|(-?\d*)(:-?\d*){1,2})$"
 
@@ -124,7 +129,7 @@ class SampleMd(Block):
 
     structures: FilePath = Field(description="Structure file, relative to the campaign file")
     fidelity: str = Field(alias="with", description="Fidelity that drives the dynamics")
-    T_K: Temperatures = Field(alias="T", description="Temperatures, such as [300 K, 600 K]")
+    T_K: Temperatures = Field(alias="T", description="Temperatures, such as 300 K or [300 K, 600 K]")
     time_fs: Time = Field(alias="time", description="Length of each trajectory")
     timestep_fs: Time = Field(default=0.5, alias="timestep", description="Integration step")
     count: Count = Field(description="Frames in all, evenly spaced over all trajectories")
@@ -219,7 +224,7 @@ class ExploreMd(Block):
     ensemble: Literal["nvt", "nve", "npt"] = Field(
         default="nvt", description="nvt, nve, or npt for cells that are periodic along three axes"
     )
-    T_K: Temperatures = Field(alias="T", description="Temperatures, such as [300 K, 600 K]")
+    T_K: Temperatures = Field(alias="T", description="Temperatures, such as 300 K or [300 K, 600 K]")
     time_fs: Time | None = Field(default=None, alias="time", description="Length of each walk; or a ladder")
     ladder_fs: Annotated[tuple[Time, ...], Field(min_length=1)] | None = Field(
         default=None,

@@ -42,7 +42,8 @@ BROKEN = [
     ("seed: 3", "seed: 2026-01-01", 4, 'seed: found 2026-01-01, a YAML date; put it in "quotes"'),
     ("{preset: nano, committee: 3, cutoff: 4.5 A}", "nano", 9, "model: found 'nano'; must be a ma"),
     ("{preset: nano, committee: 3, cutoff: 4.5 A}", "", 9, "model: found nothing; must be a map"),
-    ("[300 K, 600 K]", "300 K", 19, "explore[0].md.T: found '300 K'; must be a list"),
+    ("elements: [H, O]", "elements: H", 3, "elements: found 'H'; must be a list, such as [a, b]"),
+    ("[300 K, 600 K]", "300 C", 19, 'explore[0].md.T: found "300 C": unknown unit'),
     ("[300 K, 600 K]", "[]", 19, "explore[0].md.T: found an empty list; must have at least 1"),
     ("  - md: {T", "    md: {T", 18, "explore: found a mapping; must be a list"),
     ("name: demo", "name: 7", 2, "name: found 7; must be text"),
@@ -224,6 +225,8 @@ def test_shorthands_mean_what_they_are_short_for(folder):
     assert campaign.select.per_round == {"dear": 5}
     assert campaign.stop.labels == {"dear": 40}
     assert campaign.fidelities["cheap"].options == {"method": "GFN2-xTB"}
+    one = load_campaign_text(GOOD.replace("[300 K, 600 K]", "300 K"), "c.yaml", folder).explore[0].md
+    assert one is not None and one.T_K == (300.0,)
     bare = load_campaign_text(GOOD.replace("select: {per_round: 5}\n", ""), "c.yaml", folder)
     assert bare.select.per_round == {"dear": 10}
 
