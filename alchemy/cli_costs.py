@@ -37,21 +37,13 @@ def plan(campaign: Path, measure: bool, as_json: bool) -> None:
     Exit code 0: the expected cost fits into the budget, or there is none; 4: it does not.
     """
     given = find_campaign(campaign)
-    from alchemy.executors import cores
     from alchemy.plan import document, make_plan
     from alchemy.probe import probe
     from alchemy.state import Home
 
-    run = given.campaign.run
-    most = max(1, cores() // run.threads_per_worker) if run.workers == "auto" else int(run.workers)
-    workers = (1 if run.where == "inline" else most) * run.threads_per_worker
     levels = given.used or given.campaign.fidelity_names
-    found = make_plan(
-        given.campaign,
-        Home(given.home),
-        probe=probe(given.campaign, levels) if measure else None,
-        workers=workers,
-    )
+    measured = probe(given.campaign, levels) if measure else None
+    found = make_plan(given.campaign, Home(given.home), probe=measured)
     if as_json:
         say_json(document(found))
     else:
@@ -66,7 +58,8 @@ def _print_plan(found: Plan) -> None:
 
     rows = [
         (
-            row.stage, row.what, f"{row.tasks:.0f}", _hours(row.cpu_s.low, row.cpu_s.mid, row.cpu_s.high),
+            row.stage, row.what, f"{row.tasks:.0f}", _jobs(row.jobs),
+            _hours(row.cpu_s.low, row.cpu_s.mid, row.cpu_s.high),
             _hours(row.gpu_s.low, row.gpu_s.mid, row.gpu_s.high) if row.gpu_s.mid else "–",
             shown("disk_bytes", row.disk_bytes), row.cpu_s.source,
         )
@@ -78,24 +71,36 @@ def _print_plan(found: Plan) -> None:
         rows.insert(
             0,
             (
-                "spent", "until now", "–", f"{have['cpu_s'] / 3600:.3g}", _gpu(have["gpu_s"]),
+                "spent", "until now", "–", "", f"{have['cpu_s'] / 3600:.3g}", _gpu(have["gpu_s"]),
                 shown("disk_bytes", have["disk_bytes"]), "measured",
             ),
         )  # fmt: skip
     gpu = total["gpu_s"]
     rows.append(
         (
-            "total", "", "–", _hours(*total["cpu_s"]), _hours(*gpu) if gpu[1] else "–",
-            shown("disk_bytes", total["disk_bytes"][1]), "",
+            "total", "", "–", _jobs(total.get("jobs")), _hours(*total["cpu_s"]),
+            _hours(*gpu) if gpu[1] else "–", shown("disk_bytes", total["disk_bytes"][1]), "",
         )
     )  # fmt: skip
-    say_table(("stage", "what", "tasks", "core-hours", "GPU-hours", "disk", "price from"), rows)
+    heads = ("stage", "what", "tasks", "jobs", "core-hours", "GPU-hours", "disk", "price from")
+    if "jobs" in total:
+        say_table(heads, rows)
+    else:  # nothing goes to a batch system by itself
+        say_table(heads[:3] + heads[4:], [row[:3] + row[4:] for row in rows])
     left = sum(row.cpu_s.mid for row in found.rows)
-    click.echo(f"about {shown('wall_s', left / found.workers)} from now on {count(found.workers, 'core')}")
+    if found.queued:
+        click.echo("how long it takes is the queue's to say")
+    else:
+        wall = shown("wall_s", left / found.workers)
+        click.echo(f"about {wall} from now on {count(found.workers, 'core')}")
     for line in found.reused:
         click.echo(f"reused: {line}")
     for line in (*found.notes, *found.verdicts()):
         click.echo(line)
+
+
+def _jobs(jobs: tuple[float, float, float] | None) -> str:
+    return "" if jobs is None else f"{jobs[1]:.0f} ({jobs[0]:.0f} to {jobs[2]:.0f})"
 
 
 def _hours(low: float, mid: float, high: float) -> str:

@@ -14,8 +14,8 @@ from typing import Any
 from .config import Campaign
 from .config_budget import limits_of, shown
 from .costs import StageCost, disk_bytes, spent, stage_costs
-from .executors import gpu_count
-from .plan_work import Work, work_of
+from .plan_jobs import cores_at_most, job_notes, label_jobs, trains_on_gpus
+from .plan_work import Range, Work, work_of
 from .prices import FREE, Labels, Price, around
 from .probe import Probe
 from .records import read_json
@@ -45,6 +45,8 @@ class Row:
     cpu_s: Price
     gpu_s: Price
     disk_bytes: float
+    level: str = ""  # of labels
+    jobs: Range | None = None  # of the batch system, where these labels are jobs
 
 
 @dataclass
@@ -55,8 +57,9 @@ class Plan:
     spent: dict[str, float]
     reused: list[str]
     budget: dict[str, float]
-    workers: int
+    workers: int  # cores that work at a time
     notes: list[str] = field(default_factory=list)
+    queued: bool = False  # some of it waits for a batch system
 
     def total(self) -> dict[str, tuple[float, float, float]]:
         """(least, expected, most) of cpu_s, gpu_s and disk_bytes, what is spent included."""
@@ -72,6 +75,10 @@ class Plan:
         disk = math.fsum(row.disk_bytes for row in self.rows)
         have = self.spent.get("disk_bytes", 0.0)
         found["disk_bytes"] = (have + disk / 2, have + disk, have + 2 * disk)
+        jobs = [row.jobs for row in self.rows if row.jobs is not None]
+        if jobs:
+            low, mid, high = (math.fsum(part) for part in zip(*jobs, strict=True))
+            found["jobs"] = (low, mid, high)
         return found
 
     def verdicts(self) -> list[str]:
@@ -91,7 +98,7 @@ class Plan:
         return lines
 
 
-def make_plan(campaign: Campaign, home: Home | None, *, probe: Probe | None = None, workers: int = 1) -> Plan:
+def make_plan(campaign: Campaign, home: Home | None, *, probe: Probe | None = None) -> Plan:
     """Everything that is left to do; `home` is None, or not there yet, for a campaign that has not begun."""
     begun = home is not None and home.store.with_name(home.store.name + ".d").is_dir()
     snapshot = Store(home.store).snapshot() if home is not None and begun else None
@@ -112,7 +119,16 @@ def make_plan(campaign: Campaign, home: Home | None, *, probe: Probe | None = No
         have = {"cpu_s": before.cpu_s, "gpu_s": before.gpu_s, "wall_s": before.wall_s}
         have["disk_bytes"] = disk_bytes(home.path)
     rows_left = [row for row in _rows(work, prices) if row.tasks > 0]
-    return Plan(rows_left, have, work.reused, limits_of(campaign.stop.budget), workers, list(work.notes))
+    jobs: dict[str, Range] = {}
+    for row in rows_left:
+        if row.jobs is not None:
+            before_it = jobs.get(row.level, (0.0, 0.0, 0.0))
+            low, mid, high = (a + b for a, b in zip(before_it, row.jobs, strict=True))
+            jobs[row.level] = (low, mid, high)
+    return Plan(
+        rows_left, have, work.reused, limits_of(campaign.stop.budget), cores_at_most(campaign),
+        [*work.notes, *job_notes(campaign, jobs)], campaign.run.cluster is not None or bool(jobs),
+    )  # fmt: skip
 
 
 @dataclass
@@ -180,7 +196,7 @@ class _Prices:
         measured = [s.cost.gpu_s for s in self.stages if s.stage == stage and s.cost.gpu_s > 0]
         if measured:
             return around(math.fsum(measured) / len(measured), MEASURED_FACTOR, "measured")
-        if self.campaign.run.where != "local" or not gpu_count(self.campaign.run.gpus):
+        if not trains_on_gpus(self.campaign):
             return FREE
         return around(GPU_SHARE * price.mid, DEFAULT_FACTOR, "a tenth of the CPU time")
 
@@ -208,7 +224,9 @@ def _rows(work: Work, prices: _Prices) -> list[Row]:
             least, mid, most = number
             each = prices.labels.price(fidelity, atoms)
             price = Price(least * each.low, mid * each.mid, most * each.high, each.source)
-            rows.append(Row("label", f"{fidelity}: {kind}", mid, price, FREE, mid * label_bytes))
+            jobs = label_jobs(prices.campaign, fidelity, number, rounds=kind == "rounds")
+            what = f"{fidelity}: {kind}"
+            rows.append(Row("label", what, mid, price, FREE, mid * label_bytes, fidelity, jobs))
     trainings, turns = work.trainings, work.rounds
     committee = prices.training()
     member_tasks = trainings[1] * prices.campaign.model.committee
@@ -253,6 +271,7 @@ def document(plan: Plan) -> dict[str, Any]:
                 "stage": row.stage,
                 "what": row.what,
                 "tasks": round(row.tasks),
+                "jobs": None if row.jobs is None else list(row.jobs),
                 "cpu_s": three(row.cpu_s),
                 "gpu_s": three(row.gpu_s),
                 "disk_bytes": [row.disk_bytes / 2, row.disk_bytes, 2 * row.disk_bytes],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections import Counter
 
@@ -193,6 +194,33 @@ def test_what_is_left_after_a_round_is_priced_by_that_round(calm, tmp_path):
     whole = Home(calm[0] / "mini")
     cost = spent(whole, Store(whole.store).snapshot()).cpu_s
     assert cost / 2 < expected < 2 * cost  # the factor that a plan promises
+
+
+JOBS = "{where: inline, labels: {where: slurm, pack: 3, cores: 4, walltime: 30 min}}"
+WORKERS = "{where: slurm, cluster: {gpu: {cores: 8, jobs: 0-4}, cpu: {cores: 16, jobs: 1-8}}}"
+
+
+def test_a_plan_counts_the_jobs_of_a_batch_system(tmp_path):
+    path = write_campaign(tmp_path)
+    text = path.read_text()
+    (run,) = [line for line in text.splitlines() if line.startswith("run:")]
+    path.write_text(text.replace(run, f"run: {JOBS}"))
+    plan = make_plan(load_campaign(path), None)
+    labels = {row.what: row for row in plan.rows if row.stage == "label"}
+    first, later = labels["emt: start and test"], labels["emt: rounds"]
+    assert first.jobs is not None and later.jobs is not None
+    assert first.jobs == (math.ceil(first.tasks / 3),) * 3  # three in each, one not full
+    campaign = load_campaign(path)
+    each = campaign.select.per_round["emt"]
+    assert later.jobs[2] == campaign.stop.rounds * math.ceil(each / 3)  # each round sends its own
+    assert plan.total()["jobs"][2] == sum(row.jobs[2] for row in labels.values())
+    assert plan.queued and any("4 cores and at most 30 min each" in note for note in plan.notes)
+    said = CliRunner().invoke(cli, ["plan", str(path)]).output
+    assert "the queue's to say" in said and f"{later.jobs[1]:.0f} (" in said
+    path.write_text(text.replace(run, f"run: {WORKERS}"))
+    plan = make_plan(load_campaign(path), None)
+    assert "jobs" not in plan.total() and plan.total()["gpu_s"][1] > 0
+    assert any(note.startswith("gpu workers: 0 to 4 jobs of slurm") for note in plan.notes)
 
 
 def test_the_command_plan_says_whether_the_budget_is_enough(calm, tmp_path):
