@@ -1,8 +1,9 @@
-"""`alchemy data audit`: whether the labels of a store can be trained on."""
+"""`alchemy data audit` and `release`: whether labels can be trained on; doubted ones that can."""
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from tace.wording import count
 
 if TYPE_CHECKING:
     from alchemy.audit import Audit, Expected
+    from alchemy.store import LabelRow
 
 LOOK, SHOWN = 2, 8
 
@@ -123,4 +125,73 @@ def _say(found: Audit, aside: list[str], *, set_aside: bool) -> None:
         click.echo("nothing must be looked at")
 
 
-COMMANDS = (audit,)
+@click.command(context_settings=SETTINGS)
+@click.argument("source", metavar="CAMPAIGN-OR-STORE", type=WHERE)
+@click.argument("keys", metavar="[KEY]...", nargs=-1)
+@click.option("--reason", metavar="WORD", help="All labels that were set aside for this reason.")
+@AS_JSON
+def release(source: Path, keys: tuple[str, ...], reason: str | None, as_json: bool) -> None:
+    """Let labels in quarantine count again, by KEY (or its beginning) or by reason.
+
+    Without KEY and --reason it lists what is in quarantine and changes nothing. A released label is as it
+    was before: trained on from the next round on. A check that doubts it again sets it aside again.
+
+    \b
+    Example:
+      alchemy data release campaign.yaml
+      alchemy data release campaign.yaml 3f2a91c0 77b01d2e
+      alchemy data release set.h5 --reason energy-outlier
+    """
+    from alchemy.quarantine import quarantined
+    from alchemy.quarantine import release as give_back
+    from alchemy.store import Store
+
+    store = Store(find_store(source))
+    doubted = {row.key: row for row in quarantined(store.snapshot())}
+    chosen = _chosen(doubted, keys, reason)
+    given = give_back(store, chosen) if chosen else []
+    if as_json:
+        rows = [
+            {"key": r.key, "structure": r.structure_uid, "fidelity": r.fidelity, "reason": r.status}
+            for r in doubted.values()
+        ]
+        say_json({"store": str(store.path), "quarantine": rows, "released": given})
+    elif keys or reason is not None:
+        click.echo(f"released: {count(len(given), 'label')}, {len(doubted) - len(given)} still set aside")
+    elif doubted:
+        heads = ("key", "structure", "level", "reason", "energy eV")
+        found = doubted.values()
+        cells = [(r.key[:12], r.structure_uid[:8], r.fidelity, r.status, r.energy_eV) for r in found]
+        say_table(heads, cells)
+    else:
+        click.echo("no label is in quarantine")
+
+
+def _chosen(doubted: Mapping[str, LabelRow], keys: Sequence[str], reason: str | None) -> list[str]:
+    """Whole keys of labels in quarantine.
+
+    Raises:
+        InputError: a key is none of them or the beginning of several, or nothing has this reason.
+    """
+    from alchemy.errors import InputError
+    from tace.wording import hint
+
+    chosen = []
+    for key in keys:
+        found = [whole for whole in doubted if whole.startswith(key)]
+        if len(found) != 1:
+            what = f"is the beginning of {len(found)} of them" if found else "is none of them"
+            held = f"{count(len(doubted), 'label')} in quarantine, '{key}' {what}"
+            raise InputError(f"{held}; without a key 'alchemy data release' lists them")
+        chosen += found
+    if reason is not None:
+        found = [key for key, row in doubted.items() if row.status == reason]
+        words = sorted({row.status for row in doubted.values()})
+        if not found:
+            there = hint(reason, words, label="there are") if words else "quarantine is empty"
+            raise InputError(f"no label was set aside for '{reason}'; {there}")
+        chosen += [key for key in found if key not in chosen]
+    return chosen
+
+
+COMMANDS = (audit, release)

@@ -11,6 +11,7 @@ from alchemy_policies.calibration import Calibration, ElementCalibration
 from emt_campaign import write_campaign
 
 from alchemy.campaign import run_campaign
+from alchemy.cli import main
 from alchemy.config import load_campaign
 from alchemy.datasets import CHECK, counts, rows_of, total_labels
 from alchemy.errors import EnvironmentProblemError, InputError
@@ -179,6 +180,31 @@ def test_a_doubted_label_comes_back_as_it_was_when_it_is_released(started):
     assert again.status == "ok"
     np.testing.assert_array_equal(again.forces_eV_per_A, row.forces_eV_per_A)
     assert quarantined(store.snapshot()) == []
+
+
+def test_the_command_release_gives_back_by_key_or_reason_and_lists_without(started, capsys):
+    home, _ = started("{force_every: null, repeat_every: null}")
+    store = Store(home.store)
+    rows = rows_of(store.snapshot(), "train", ["emt"])
+    doubts = [("suspect", "far off"), ("suspect", "far off"), ("energy-outlier", "too low")]
+    quarantine(store, {row.key: why for row, why in zip(rows, doubts, strict=False)})
+
+    def told(*words):
+        code = main(["data", "release", str(home.path), *words])
+        said = capsys.readouterr()
+        return code, said.out + said.err
+
+    code, said = told()
+    assert code == 0 and said.count("suspect") == 2 and "energy-outlier" in said
+    assert len(quarantined(store.snapshot())) == 3, "a list changes nothing"
+    assert told(rows[0].key[:10]) == (0, "released: 1 label, 2 still set aside\n")
+    code, said = told(rows[0].key)
+    assert code == 2 and "2 labels in quarantine" in said and "is none of them" in said
+    code, said = told("--reason", "energy-outlyer")
+    assert code == 2 and "did you mean 'energy-outlier'?" in said
+    assert told("--reason", "energy-outlier", rows[1].key) == (0, "released: 2 labels, 0 still set aside\n")
+    assert told() == (0, "no label is in quarantine\n")
+    assert {row.status for row in store.snapshot().labels(keys=[r.key for r in rows])} == {"ok"}
 
 
 def test_limits_of_a_gate_are_written_with_units_and_read_back_as_they_are(tmp_path):
