@@ -168,6 +168,7 @@ class DaskExecutor:
                 on_done(one, result)
         finally:
             demand.is_now(0)
+            room.leave()
             for _, future in sent.values():
                 if not future.done():
                     future.cancel()
@@ -241,10 +242,16 @@ class _Room:
             self._look()
         return max(1, AHEAD * self._slots)
 
+    def leave(self) -> None:
+        """A short run may be over before the next look, and nobody waits then."""
+        self._tell("")
+
     def _look(self) -> None:
         self._slots = self._executor.slots(self._resource)
-        text = "" if self._slots else self._executor.supply.waiting(self._resource)
+        self._tell("" if self._slots else self._executor.supply.waiting(self._resource))
+        self._looked = time.monotonic()
+
+    def _tell(self, text: str) -> None:
         if text != self._said:
             self._executor.say(text)
             self._said = text
-        self._looked = time.monotonic()

@@ -135,10 +135,7 @@ class Slurm:
         self("scancel", "--user", getpass.getuser())
         for partition in ("debug", "short"):
             self("scontrol", "update", f"partitionname={partition}", "state=up")
-        for name in NODES:
-            if self._state(name).startswith(("down", "drain")):
-                self.node(name, "resume")
-        self.wait(lambda: not self.queue() and all(self._state(n) == "idle" for n in NODES))
+        self.wait(self._settled)
 
     def logs(self) -> str:
         """The last lines of every log."""
@@ -149,6 +146,13 @@ class Slurm:
 
     def _state(self, node: str) -> str:
         return self("sinfo", "-h", "-N", "-n", node, "-p", "debug", "-o", "%t").split()[0].rstrip("*")
+
+    def _settled(self) -> bool:
+        """No jobs, all nodes idle; one may be drained late, for a job that could not be launched twice."""
+        for name in NODES:
+            if self._state(name).startswith(("down", "drain")):
+                self.node(name, "resume")
+        return not self.queue() and all(self._state(n) == "idle" for n in NODES)
 
     def _answers(self) -> bool:
         try:

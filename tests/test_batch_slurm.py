@@ -102,7 +102,7 @@ def test_a_campaign_has_the_same_labels_from_slurm_though_its_controller_is_kill
 
 def test_cancelled_late_and_lost_jobs_are_repeated_and_the_labels_are_the_same(slurm: Slurm, tmp_path: Path):
     place = Place(tmp_path, ONE_EACH)
-    place.mood("sleep 40")  # Slurm looks at time limits every half minute
+    place.mood("sleep 75")  # Slurm looks at time limits every half minute, and kills half a minute later
     process = place.start_label()
     slurm.wait(lambda: len(running(slurm)) == 6)
     slurm.wait(lambda: place.status() == {"queued": 0, "running": 6, "unknown": 0})

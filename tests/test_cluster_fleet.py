@@ -57,6 +57,7 @@ def test_a_worker_near_its_end_finishes_its_task_another_takes_the_rest_and_none
     assert starts == {"0": 1, "1": 1, "2": 1}  # the one under way was not taken away
     assert len({path.name.split("-")[1] for path in begun.iterdir()}) == 2  # by two workers
     assert said[0].startswith("waiting for a worker: ")
+    assert said[-1] == ""  # told even when all was done before the next look
     assert wait_until(lambda: not slurm.running())
     assert not list((tmp_path / "workers").glob(".tls-*"))
 
