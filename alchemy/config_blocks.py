@@ -180,6 +180,10 @@ class StopMd(Block):
     abort_above_eV_per_A: Force = Field(
         default=1.0, alias="abort_above", description="Expected error at which a walker is ended"
     )
+    energy_spread: Positive | None = Field(
+        default=10.0,
+        description="Members' energies spread this many times as on training: offered too; null: never",
+    )
     guards: Guards = Field(default_factory=Guards, description="Limits beyond which it is nonsense")
 
 

@@ -25,9 +25,9 @@ from tace.documents import Loc, Problem
 
 _SHARED = ("random", "dedup", "max_force_eV_per_A", "quota", "coverage")
 READS: dict[str, tuple[str, ...]] = {
-    "calibrated": ("threshold_eV_per_A", *_SHARED),
-    "max_dist": ("threshold_eV_per_A", *_SHARED, "error_power"),
-    "lcmd": ("threshold_eV_per_A", *_SHARED, "error_power"),
+    "calibrated": ("threshold_eV_per_A", *_SHARED, "energy_spread"),
+    "max_dist": ("threshold_eV_per_A", *_SHARED, "energy_spread", "error_power"),
+    "lcmd": ("threshold_eV_per_A", *_SHARED, "energy_spread", "error_power"),
     "farthest_point": _SHARED,
     "dpgen": ("threshold_eV_per_A", "high_eV_per_A", "max_force_eV_per_A"),
     "first_come": ("threshold_eV_per_A", "max_force_eV_per_A"),
@@ -84,6 +84,10 @@ class Select(Block):
     )
     coverage: Fraction = Field(
         default=0.0, description="Share for atoms in surroundings that training hardly has"
+    )
+    energy_spread: Positive | None = Field(
+        default=10.0,
+        description="Sure forces, but energies that spread this many times as on training; null: no veto",
     )
     error_power: NotNegative = Field(
         default=0.0, description="max_dist, lcmd: distances count times expected error to this power"

@@ -20,6 +20,7 @@ from tace.wording import count
 WORDS = {
     "error": "for its expected error",
     "coverage": "because it holds atoms in surroundings that training hardly had",
+    "energy-spread": "because the members disagree on its energy, though not on its forces",
     "random": "in the random slice, which keeps the error estimate honest",
     "near-duplicate": "a frame like it is trained on or was bought in the same round (select.dedup)",
     "near-test": "a frame like it is in the test set: trained on, it would flatter the test error",
@@ -126,6 +127,12 @@ def _scores(home: Home, snapshot: Snapshot, event: EventRow) -> Iterator[str]:
         f"  expected force error {1e3 * error[n]:.3g} meV/Å, rank {rank} of {len(error)}; threshold "
         f"{1e3 * threshold:.3g} meV/Å, largest force {pool.max_force_eV_per_A[n]:.3g} eV/Å"
     )
+    torn, usual = pool.energy_spread_eV_per_atom, pool.train_energy_spread_eV_per_atom
+    if torn is not None and usual is not None and len(usual):
+        yield (
+            f"  the members' energies spread by {1e3 * torn[n]:.3g} meV/atom; the median over training "
+            f"frames is {1e3 * np.median(usual):.3g}"
+        )
     facts_of_campaign = read_json(home.facts)
     members = len(list(home.models(event.round).glob("member-*.pt")))
     model_set = content_hash(["committee", facts_of_campaign["name"], event.round, members])

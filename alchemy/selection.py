@@ -35,11 +35,12 @@ OPTIONS = {
     "max_force_eV_per_A": "max_force_eV_per_A",
     "quota": "quota",
     "coverage": "coverage",
+    "energy_spread": "energy_spread_factor",
     "error_power": "error_power",
 }
 _ARRAYS = (
     "expected_error_eV_per_A", "features", "max_force_eV_per_A", "train_features", "deviation_eV_per_A",
-    "steps", "test_features",
+    "steps", "test_features", "energy_spread_eV_per_atom", "train_energy_spread_eV_per_atom",
 )  # fmt: skip
 
 

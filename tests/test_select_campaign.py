@@ -46,13 +46,17 @@ def test_what_a_method_reads_is_what_its_class_takes():
 
 
 def test_options_reach_every_selector_of_ours(tmp_path):
-    block = "{method: lcmd, threshold: 20 meV/A, error_power: 0.5, quota: {md: 0.5}, coverage: 0.2}"
+    block = "{method: lcmd, threshold: 20 meV/A, error_power: 0.5, quota: {md: 0.5}, energy_spread: 4.0}"
     made = make_selector(loaded(tmp_path, "{per_round: 5}", block).select)
-    assert made == Lcmd(threshold_eV_per_A=0.02, error_power=0.5, quota={"md": 0.5}, coverage=0.2)
+    wanted = Lcmd(threshold_eV_per_A=0.02, error_power=0.5, quota={"md": 0.5}, energy_spread_factor=4.0)
+    assert made == wanted
+    deaf = make_selector(loaded(tmp_path, "{per_round: 5}", "{coverage: 0.2, energy_spread: null}").select)
+    assert deaf == CalibratedError(threshold_eV_per_A=0.05, quota={"failed": 0.1}, coverage=0.2)
     made = make_selector(loaded(tmp_path, "{per_round: 5}", "{method: dpgen, high: 300 meV/A}").select)
     assert made == DpGen(high_eV_per_A=0.3)
     default = make_selector(loaded(tmp_path).select)
-    assert default == CalibratedError(threshold_eV_per_A=0.05, quota={"failed": 0.1})
+    ours = {"quota": {"failed": 0.1}, "energy_spread_factor": 10.0}
+    assert default == CalibratedError(threshold_eV_per_A=0.05, **ours)
 
 
 class Greedy:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
+from alchemy_policies.energy_spread import energy_spread_limit, energy_spread_per_atom
 from alchemy_policies.ladder import Climb, Ladder
 
 from ..config_blocks import StopMd
 from ..config_samples import ExploreMd
+from ..datasets import TRAIN
 from ..state import RoundState
+from ..store import Snapshot
 from .context import Context
 
 # fields of the campaign's block that are options of the explorer by the same name
@@ -51,6 +55,18 @@ def _options(md: ExploreMd, stop: StopMd, climb: Climb) -> dict[str, Any]:
             "max_volume_ratio": stop.guards.max_volume_factor,
         },
     }
+
+
+def energy_limit(context: Context, state: RoundState, snapshot: Snapshot) -> dict[str, float]:
+    """The option of walkers that ends a walk by the spread of energies; none where it is not asked for."""
+    factor = context.campaign.stop_md.energy_spread
+    if factor is None or not any(item.md for item in context.campaign.explore):
+        return {}
+    parts = snapshot.part_of()
+    known = {r.structure_uid for r in snapshot.labels() if parts.get(r.structure_uid) == TRAIN}
+    scores = context.score(state.number, sorted(known), context.target, name="train")
+    limit = energy_spread_limit(energy_spread_per_atom(scores.prediction()), factor)
+    return {"energy_spread_above_eV_per_atom": limit} if math.isfinite(limit) else {}
 
 
 def climbs(context: Context, before: int) -> dict[int, list[Climb]]:

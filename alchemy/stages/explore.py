@@ -27,7 +27,7 @@ from ..store import EventRow, PredictionRow, Snapshot
 from . import saddles
 from .context import Context
 from .downhill import downhill_conditions
-from .dynamics import climbed, climbs, dynamics
+from .dynamics import climbed, climbs, dynamics, energy_limit
 from .model import data_of
 from .watch import watch_random
 
@@ -38,7 +38,7 @@ def explore(context: Context, state: RoundState, calibration: Calibration) -> di
     """Every condition is a task; candidates go to the store with where they came from."""
     snapshot = data_of(context, state)  # a resume must find the starts of walks that are over
     requests: list[dict[str, Any]] = []
-    past = climbs(context, state.number)
+    past, far_out = climbs(context, state.number), energy_limit(context, state, snapshot)
     for n, item in enumerate(context.campaign.explore):
         work = (
             saddles.searches(context, state, n)
@@ -50,7 +50,7 @@ def explore(context: Context, state: RoundState, calibration: Calibration) -> di
                 {
                     "explorer": item.kind,
                     "ladder": n if item.md is not None and item.md.ladder_fs else None,
-                    "options": options,
+                    "options": {**options, **(far_out if item.md is not None else {})},
                     "starts": [frame_to_document(a) for a in starts],
                     "models": context.models(state.number),
                     "fidelity": context.target,
@@ -67,6 +67,7 @@ def explore(context: Context, state: RoundState, calibration: Calibration) -> di
         "force_calls": sum(d["force_calls"] for d in documents),
         "outcomes": dict(Counter(w["outcome"] for w in walkers)),
         "cpu_s": sum(d["cpu_s"] for d in documents),
+        **far_out,
     }
     if broken:
         state.facts["explore"]["broken"] = broken

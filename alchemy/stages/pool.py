@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from alchemy_policies.base import Pool
 from alchemy_policies.calibration import Calibration, worst_decile
+from alchemy_policies.energy_spread import energy_spread_per_atom
 from alchemy_policies.environments import count_frames, frame_environments
 from alchemy_policies.fidelity_choice import Level, Shares, force_correlation
 
@@ -59,6 +60,8 @@ def build_pool(
         environments=frame_environments(frames),
         train_environments=count_frames(frame_environments(snapshot.structures(known))),
         test_features=score(tested, f"test-{context.target}").features if tested else None,
+        energy_spread_eV_per_atom=energy_spread_per_atom(scores.prediction()),
+        train_energy_spread_eV_per_atom=energy_spread_per_atom(train.prediction()),
     )
 
 

@@ -56,7 +56,7 @@ class Candidate:
 
     atoms: Atoms
     source: str  # which explorer: 'md' | 'ts'
-    reason: str  # md: 'sampled' | 'crossed' | 'last-good' | 'failed' | 'survivor'; ts: see `ts.search`
+    reason: str  # md: 'sampled', 'crossed', 'energy-spread', … (docs/dynamics.md); ts: see `ts.search`
     walker: int
     step: int
     time_fs: float
@@ -120,13 +120,17 @@ class Pool:
     environments: tuple[frozenset[str], ...] = ()  # kinds of atoms in each frame
     train_environments: Mapping[str, int] = field(default_factory=dict)  # training frames with each
     test_features: np.ndarray | None = None  # [U, D], of the frozen test set
+    energy_spread_eV_per_atom: np.ndarray | None = None  # [S], of the committee
+    train_energy_spread_eV_per_atom: np.ndarray | None = None  # [T], of the same on what it was trained on
 
     def __post_init__(self) -> None:
         frames = len(self.uids)
         if len(set(self.uids)) != frames:
             raise PolicyError("a uid stands twice in the pool; offer each structure once")
         needed = ("expected_error_eV_per_A", "features", "sources", "max_force_eV_per_A")
-        optional = ("deviation_eV_per_A", "steps", "reasons", "environments")
+        optional = (
+            "deviation_eV_per_A", "steps", "reasons", "environments", "energy_spread_eV_per_atom",
+        )  # fmt: skip
         for name in (*needed, *optional):
             value = getattr(self, name)
             absent = name in optional and (value is None or (isinstance(value, tuple) and not value))
@@ -165,13 +169,15 @@ class Pool:
             environments=tuple(self.environments[i] for i in keep) if self.environments else (),
             train_environments=dict(counts),
             test_features=self.test_features,
+            energy_spread_eV_per_atom=rows(self.energy_spread_eV_per_atom),
+            train_energy_spread_eV_per_atom=self.train_energy_spread_eV_per_atom,
         )
 
 
 @dataclass(frozen=True)
 class Pick:
     index: int  # into the pool
-    why: str  # 'error' | 'coverage' | 'random'
+    why: str  # 'error' | 'coverage' | 'energy-spread' | 'random'
 
 
 @dataclass(frozen=True)

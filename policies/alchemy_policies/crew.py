@@ -12,6 +12,7 @@ from tace.prediction import CommitteePrediction
 from .base import PolicyError, Session, SessionFactory
 from .bias import EnergyBias
 from .calibration import Calibration, worst_decile
+from .energy_spread import energy_spread_per_atom
 from .integrators import Crowd, Integrator, State, kinetic_temperature, maxwell_boltzmann
 from .walkers import FINISHED, Frame, Limits, Walker, bare_copy
 
@@ -177,6 +178,7 @@ class Crew:
         with np.errstate(invalid="ignore"):  # ∞ − ∞ of a broken member; the walker's check sees it
             errors = self.rules.calibration.expected_error(numbers, prediction.force_spread)
         energies, state = prediction.mean_energies, self.state
+        energy_spreads = energy_spread_per_atom(prediction)
         kinetic = self.crowd.kinetic_energies(state.velocities)
         conserved = self.rules.integrator.conserved(self.crowd, state, energies + self.bias_eV)
         for n, (walker, rows) in enumerate(self._rows()):
@@ -190,6 +192,7 @@ class Crew:
                 state.positions[rows].copy(),
                 state.cells[n].copy(),
                 worst_decile(judged),
+                float(energy_spreads[n]),
             )
             walker.check(
                 frame,

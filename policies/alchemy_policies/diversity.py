@@ -37,6 +37,7 @@ class _InGradients:
     max_force_eV_per_A: float = 50.0
     quota: Mapping[str, float] = field(default_factory=dict)
     coverage: float = 0.0
+    energy_spread_factor: float | None = None
     error_power: float = 0.0
 
     def __post_init__(self) -> None:

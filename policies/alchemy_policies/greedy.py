@@ -4,7 +4,10 @@
 2. The random slice is drawn from all the rest, also from below the threshold: the statistics of the
    round rest on it, so it is bought even when nothing else is, and no quota touches it.
 3. Frames that hold an environment which training hardly has, as many as the option `coverage` asks for.
-4. Frames above the threshold, one after another: the rule scores what is left, the best is bought
+4. Frames below the threshold on whose energy the members disagree far more than on the training set
+   (`energy_spread`), the farthest out first, in at most a tenth of the budget: forces that agree do not
+   show a slow mode or charge that has moved.
+5. Frames above the threshold, one after another: the rule scores what is left, the best is bought
    unless its source has had its share or a frame like it is known already.
 
 Budget that no frame claims stays unspent.
@@ -23,9 +26,13 @@ from scipy.spatial.distance import cdist
 from scipy.stats import rankdata
 
 from .base import Choice, Pick, PolicyError, Pool
+from .energy_spread import energy_spread_limit
 
 DUPLICATE, NOT_FINITE, ABSURD = "near-duplicate", "not-finite", "absurd-force"
 BELOW, BUDGET, QUOTA, NEAR_TEST = "below-threshold", "budget", "quota", "near-test"
+
+ENERGY = "energy-spread"
+ENERGY_SHARE = 0.1  # of the budget, as much as is drawn blindly by default
 
 RARE = 5
 """An environment that fewer training frames than this hold is rare: four or five forces of an atom do
@@ -51,8 +58,11 @@ class Limits:
     max_force_eV_per_A: float = math.inf
     quota: Mapping[str, float] = field(default_factory=dict)  # source or reason -> largest share
     coverage: float = 0.0  # share of the budget for rare environments
+    energy_spread_factor: float | None = None  # × the training set's median; None: no veto
 
     def __post_init__(self) -> None:
+        if self.energy_spread_factor is not None and not self.energy_spread_factor > 0:
+            raise PolicyError(f"energy_spread_factor must be above zero, or None, got {self}")
         if not (0 <= self.random_fraction <= 1 and self.dedup_distance >= 0):
             raise PolicyError(f"need 0 ≤ random_fraction ≤ 1 and dedup_distance ≥ 0, got {self}")
         if not (self.threshold_eV_per_A >= 0 and self.max_force_eV_per_A > 0):
@@ -108,14 +118,16 @@ def assemble(
         else:
             free.append(i)
     rare = buyer.fill_gaps(free, round(limits.coverage * budget), chance)
+    vetoed = buyer.veto([i for i in free if i not in rare], budget)
     rising = []
-    for i in (i for i in free if i not in rare):
+    for i in (i for i in free if i not in {*rare, *vetoed}):
         if pool.expected_error_eV_per_A[i] < limits.threshold_eV_per_A:
             rejected[i] = BELOW
         else:
             rising.append(i)
     worst, refused = buyer.buy(rising, rule)
     picks = [Pick(i, "error") for i in worst]
+    picks += [Pick(i, ENERGY) for i in vetoed]
     picks += [Pick(i, "coverage") for i in rare] + [Pick(i, "random") for i in chance]
     return Choice(tuple(picks), rejected | refused)
 
@@ -182,6 +194,21 @@ class _Buyer:
             bought.append(i)
             known.update(self.pool.environments[i])
             left = [i for i in left if self.refusal(i) is None]
+        return bought
+
+    def veto(self, free: list[int], budget: int) -> list[int]:
+        """Frames that their forces would leave out, farthest out in energy first."""
+        spread, limits = self.pool.energy_spread_eV_per_atom, self.limits
+        if spread is None:
+            return []
+        above = energy_spread_limit(self.pool.train_energy_spread_eV_per_atom, limits.energy_spread_factor)
+        quiet = self.pool.expected_error_eV_per_A < limits.threshold_eV_per_A
+        wanted = sorted((i for i in free if quiet[i] and spread[i] > above), key=lambda i: -spread[i])
+        bought: list[int] = []
+        for i in wanted:
+            if len(bought) < math.ceil(ENERGY_SHARE * budget) and self.refusal(i) is None:
+                self.take(i)
+                bought.append(i)
         return bought
 
 

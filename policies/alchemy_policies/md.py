@@ -35,6 +35,7 @@ class MolecularDynamics:
 
     label_above_eV_per_A: float  # expected error (worst decile) that is worth a label
     abort_above_eV_per_A: float  # expected error beyond which the trajectory means nothing
+    energy_spread_above_eV_per_atom: float | None = None  # is worth a label too; None: no veto
     temperatures_K: tuple[float, ...] = (300.0, 600.0)
     time_fs: float = 1000.0
     timestep_fs: float = 0.5  # a C-H stretch takes 11 fs
@@ -86,6 +87,11 @@ class MolecularDynamics:
         for name in above_zero:
             if not getattr(self, name) > 0:
                 raise PolicyError(f"{name} is {getattr(self, name)}, must be positive")
+        if self.energy_spread_above_eV_per_atom is not None and not self.energy_spread_above_eV_per_atom > 0:
+            raise PolicyError(
+                f"energy_spread_above_eV_per_atom is {self.energy_spread_above_eV_per_atom}, must be "
+                "positive, or None"
+            )
         if self.bias_height_eV:
             self._bias()  # refuses what makes no sense
         if not np.isfinite(self.pressure_eV_per_A3):
@@ -162,6 +168,7 @@ class MolecularDynamics:
         return round(self.time_fs / self.timestep_fs)
 
     def _limits(self) -> Limits:
+        far_out = self.energy_spread_above_eV_per_atom
         checks = self.steps // self.check_every
         spaced = np.linspace(0, checks, self.samples + 2)[1:-1].round().astype(int)
         inner = {int(check) * self.check_every for check in spaced} - {0, self.steps}
@@ -172,6 +179,7 @@ class MolecularDynamics:
             first_label_step=round(self.grace_fs / self.timestep_fs),
             sample_steps=frozenset(inner),
             guards=self.guards,
+            energy_spread_above_eV_per_atom=np.inf if far_out is None else far_out,
         )
 
     def _deal(

@@ -31,6 +31,7 @@ class CalibratedError:
     max_force_eV_per_A: float = 50.0
     quota: Mapping[str, float] = field(default_factory=dict)
     coverage: float = 0.0
+    energy_spread_factor: float | None = None
 
     def __post_init__(self) -> None:
         limits_of(self)

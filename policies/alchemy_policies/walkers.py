@@ -15,6 +15,7 @@ from .guards import Guards, Reference, guard_forces, guard_frame, hot_limit, is_
 from .integrators import degrees_of_freedom
 
 FINISHED, LABEL_STOP, ABORT = "finished", "label-stop", "abort"
+CROSSED, ENERGY = "crossed", "energy-spread"  # why a frame is worth a label: for its forces, or not for them
 
 # They change the energy; the rest of info is the start's own story.
 _KEPT_INFO = ("charge", "multiplicity")
@@ -31,6 +32,13 @@ class Limits:
     first_label_step: int  # no label-stop earlier
     sample_steps: frozenset[int]
     guards: Guards
+    energy_spread_above_eV_per_atom: float = math.inf  # the second veto, see `energy_spread`
+
+    def objection(self, frame: Frame) -> str | None:
+        """Why the frame is worth a label; None where the committee is sure of it."""
+        if not frame.expected_error_eV_per_A <= self.label_above_eV_per_A:
+            return CROSSED
+        return ENERGY if frame.energy_spread_eV_per_atom > self.energy_spread_above_eV_per_atom else None
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,7 @@ class Frame:
     positions_A: np.ndarray
     cell_A: np.ndarray  # [3,3]
     expected_error_eV_per_A: float
+    energy_spread_eV_per_atom: float = 0.0
 
 
 @dataclass
@@ -61,7 +70,8 @@ class Walker:
     hot_checks: int = 0
     checks_above: int = 0
     crossed: Frame | None = None
-    trusted: Frame | None = None  # the last frame below `label_above`
+    crossed_by: str = CROSSED
+    trusted: Frame | None = None  # the last frame to which there was no objection
     sound: Frame | None = None  # the last frame that neither a guard nor `abort_above` objected to
     worst_eV_per_A: float = math.nan
     offers: dict[int, Candidate] = field(default_factory=dict)  # by step: a frame is offered once
@@ -95,7 +105,7 @@ class Walker:
         if error > limits.abort_above_eV_per_A:
             if frame.step == 0:
                 # the start is somebody's structure, not an artefact of our model: worth a label
-                self._offer(frame, "crossed")
+                self._offer(frame, CROSSED)
             self.stop(ABORT)
             return
         self.sound = frame
@@ -119,12 +129,14 @@ class Walker:
             self.stop("energy-drift")
 
     def _watch_threshold(self, frame: Frame, limits: Limits) -> None:
-        if frame.expected_error_eV_per_A <= limits.label_above_eV_per_A:
+        objection = limits.objection(frame)
+        if objection is None:
             self.trusted, self.crossed, self.checks_above = frame, None, 0
             return
         if frame.step < limits.first_label_step:
             return
-        self.crossed = self.crossed or frame
+        if self.crossed is None:
+            self.crossed, self.crossed_by = frame, objection
         self.checks_above += 1
         if self.checks_above >= limits.debounce:
             self.stop(LABEL_STOP)
@@ -141,7 +153,7 @@ class Walker:
                 self._offer(self.sound, "survivor")
             return
         if self.crossed is not None:  # also before an accident: uncertain, and still sound
-            self._offer(self.crossed, "crossed")
+            self._offer(self.crossed, self.crossed_by)
         # a label-stop has no use for a frame above the threshold that is not the crossing one
         good = self.trusted if outcome == LABEL_STOP else self.trusted or self.sound
         if good is not None and good.step not in self.offers:
