@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
+from alchemy_policies.spread_law import SpreadLaw
 from ase.data import chemical_symbols
 
 from alchemy.report_facts import (
@@ -208,11 +209,11 @@ def calibration_figures(facts: CampaignFacts) -> list[Figure]:
     for element in points:
         fit = branch(calibration, "elements", element)
         shared.setdefault((_slope(fit, "expected"), _slope(fit, "bound_90")), []).append(element)
-    found = []
+    law, found = _law(calibration), []
     for (expected, bound), names in shared.items():
         atoms = sum(len(points[name]) for name in names)
-        lines = [Key(f"expected error = {expected:.2f} × spread", "ink")] if expected > 0 else []
-        lines += [Key(f"90 % bound = {bound:.2f} × spread", "ink", "dashed")] if bound > 0 else []
+        lines = [Key(f"expected error = {_formula(expected, law)}", "ink")] if expected > 0 else []
+        lines += [Key(f"90 % bound = {_formula(bound, law)}", "ink", "dashed")] if bound > 0 else []
         found.append(
             Figure(
                 ", ".join(names),
@@ -221,6 +222,7 @@ def calibration_figures(facts: CampaignFacts) -> list[Figure]:
                     key=f"calibration-{'-'.join(names)}",
                     expected=expected,
                     bound=bound,
+                    law=law,
                 ),
                 note=f"{atoms} atoms"
                 + (", one fit for all of these elements" if len(names) > 1 else ""),
@@ -235,6 +237,20 @@ def _newest_calibration(facts: CampaignFacts) -> Tree:
         if branch(tree, "calibration", "pairs"):
             return branch(tree, "calibration")
     return {}
+
+
+def _law(calibration: Tree) -> SpreadLaw:
+    """How errors grow with the spread; in proportion where the record does not say otherwise."""
+    told = branch(calibration, "spread_law")
+    values = [number(told, field.name) for field in fields(SpreadLaw)]
+    return SpreadLaw(*values) if all(0 < value < math.inf for value in values) else SpreadLaw()
+
+
+def _formula(factor: float, law: SpreadLaw) -> str:
+    if law.exponent == 1.0:
+        return f"{factor:.2f} × spread"
+    typical = 1000 * law.typical_eV_per_A
+    return f"{factor * typical:.3g} (spread/{typical:.3g})^{law.exponent:.2f} meV/Å"
 
 
 def _slope(fit: Tree, name: str) -> float:

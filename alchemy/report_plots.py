@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
+import numpy as np
+from alchemy_policies.spread_law import SpreadLaw
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
@@ -166,8 +168,9 @@ def calibration_panel(
     key: str,
     expected: float,
     bound: float,
+    law: SpreadLaw,
 ) -> str:
-    """Error against spread of single atoms; both calibrated numbers are slopes."""
+    """Error against spread of single atoms; both calibrated numbers are factors of the law."""
     figure, axes = _panel("Committee spread of an atom's force (meV/Å)", "Force error (meV/Å)")
     positive = [[(1000 * s, 1000 * e) for s, e in rows if s > 0 and e > 0] for _, rows in groups]
     share = max(1, sum(map(len, positive)))
@@ -187,11 +190,12 @@ def calibration_panel(
     axes.set(xscale="log", yscale="log")
     spreads = [s for rows in positive for s, _ in rows]
     ends = [min(spreads) / 1.25, max(spreads) * 1.25]
-    for slope, style, width in ((expected, "-", 1.9), (bound, (0, (5, 3)), 1.5)):
-        if slope > 0:
+    drawn_at = np.geomspace(ends[0], ends[1], 60)
+    for factor, style, width in ((expected, "-", 1.9), (bound, (0, (5, 3)), 1.5)):
+        if factor > 0:
             axes.plot(
-                ends,
-                [slope * s for s in ends],
+                drawn_at,
+                1000 * factor * law(drawn_at / 1000),
                 color=PLACEHOLDER["ink"],
                 linestyle=style,
                 linewidth=width,

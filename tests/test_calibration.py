@@ -9,6 +9,7 @@ from alchemy_policies.base import PolicyError
 from alchemy_policies.calibration import (
     Calibration,
     fit_calibration,
+    fresh_weights,
     normal_bound,
     worst_decile,
 )
@@ -74,8 +75,8 @@ def test_the_bound_keeps_its_promise_on_average_when_frames_are_few():
     held = simulate(rng, frames=500)[:3]
     fits = [fit_calibration(*simulate(rng, frames=12)) for _ in range(150)]
     coverage = np.mean([fit.coverage(*held) for fit in fits])
-    # HCP promises ≥ 0.90 at any F; scatter of one fit is about 4 %, of the mean of 150 0.3 %
-    assert 0.89 < coverage < 0.99
+    # the level is that at which left-out frames are held to 0.90; scatter of one fit is about 4 %
+    assert 0.88 < coverage < 0.93
 
 
 def test_the_expected_error_is_the_mean_error_per_element():
@@ -115,11 +116,12 @@ def test_a_rare_element_is_pooled_and_that_is_said():
     assert fit.elements[8].frames == 10 and fit.elements[8].atoms == rare.sum()
     assert fit.note == "fewer than 50 frames of O: pooled over elements"
     # an element that was never seen gets the pooled numbers too
-    assert fit.expected_error(np.array([26]), np.array([1.0]))[0] == fit.pooled.expected
+    typical = np.array([fit.law.typical_eV_per_A])
+    assert fit.expected_error(np.array([26]), typical) == fit.pooled.expected * typical
 
 
 def test_few_frames_give_no_guarantee_and_that_is_said():
-    fit = fit_calibration(*simulate(np.random.default_rng(4), frames=5))
+    fit = fit_calibration(*simulate(np.random.default_rng(4), frames=5, atoms=1))
     assert "5 frames are too few" in fit.note
     assert math.isfinite(fit.pooled.bound_90) and fit.pooled.bound_90 >= normal_bound(4)
 
@@ -165,9 +167,19 @@ def test_weights_move_the_calibration_to_the_pool_they_stand_for():
     weights = np.repeat([1.0, 1e-9], 1200)
     fit = fit_calibration(*both, weights=weights)
     alone = fit_calibration(*easy)
-    assert fit.elements[1].expected == pytest.approx(alone.elements[1].expected, rel=1e-6)
+    # the end of the power law is a quantile of the spreads, which one atom may move
+    assert fit.elements[1].expected == pytest.approx(alone.elements[1].expected, rel=1e-3)
     # the unseen frame has the mean weight, half of an easy frame's: a slightly lower quantile
     assert fit.elements[1].bound_90 == pytest.approx(alone.elements[1].bound_90, rel=0.05)
+
+
+def test_selected_frames_together_count_as_four_random_ones_and_old_rounds_fade():
+    random = np.array([True] * 3 + [False] * 40)
+    weights = fresh_weights(random, np.zeros(43))
+    assert (weights[:3] == 1).all() and weights[3:].sum() == pytest.approx(4.0)
+    assert (fresh_weights(np.array([False, False]), np.zeros(2)) == 1).all()  # not more than a random one
+    old = fresh_weights(random, np.r_[np.zeros(20), np.full(23, 5)])
+    np.testing.assert_allclose(old[20:], weights[20:] * 0.7**5)
 
 
 def test_atoms_on_symmetry_elements_do_not_blow_up_the_calibration():
@@ -178,7 +190,8 @@ def test_atoms_on_symmetry_elements_do_not_blow_up_the_calibration():
     )
     plain = fit_calibration(numbers[~still], spread[~still], error[~still], frame[~still])
     for z in FLAWS:
-        assert quiet.elements[z].expected == pytest.approx(plain.elements[z].expected, rel=1e-9)
+        # frames with more such atoms weigh a little less in the exponent
+        assert quiet.elements[z].expected == pytest.approx(plain.elements[z].expected, rel=5e-3)
         assert quiet.elements[z].bound_90 <= plain.elements[z].bound_90
     assert quiet.coverage(numbers[still], spread[still] * 0, error[still] * 0) == 1.0
 

@@ -6,11 +6,12 @@ import math
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from alchemy_policies.calibration import Calibration, fit_calibration
+from alchemy_policies.calibration import Calibration, fit_calibration, fresh_weights
 from ase.data import chemical_symbols
 
 from tace.comparison import errors
@@ -27,7 +28,7 @@ from . import saddles
 from .context import Context
 from .pool import build_pool, shares
 
-MIN_CALIBRATION_FRAMES = 8  # fewer random frames than this: all fresh labels are used, and it is said
+MIN_CALIBRATION_FRAMES = 8  # fewer random frames than this: the selected ones weigh more, and it is said
 MAX_PAIRS = 800
 POOL = "pool.npz"  # in the directory of a round
 
@@ -227,28 +228,30 @@ def refit(context: Context, state: RoundState) -> tuple[Calibration, dict[str, l
         arrays = tasks.read_arrays(path)
         arrays["frame"] = arrays["frame"] + offset
         offset = int(arrays["frame"].max()) + 1
+        arrays["round"] = np.full(len(arrays["frame"]), number)
         for name, values in arrays.items():
             columns.setdefault(name, []).append(values)
     if not columns:
         return Calibration.uncalibrated(context.members), {}
     data = {name: np.concatenate(parts) for name, parts in columns.items()}
-    random = data["random"].astype(bool)
-    enough = len(np.unique(data["frame"][random])) >= MIN_CALIBRATION_FRAMES
-    mask = random if enough else np.ones(len(random), bool)
+    _, first, frame = np.unique(data["frame"], return_index=True, return_inverse=True)
+    random = data["random"].astype(bool)[first]
+    weights = fresh_weights(random, state.number - data["round"][first])
     fitted = fit_calibration(
-        data["numbers"][mask],
-        data["spread"][mask],
-        data["error"][mask],
-        data["frame"][mask],
+        data["numbers"],
+        data["spread"],
+        data["error"],
+        frame,
+        weights=weights[frame],
         members=context.members,
     )
-    if not enough:
-        note = "; ".join(filter(None, [fitted.note, "selected frames included, the random slice is small"]))
-        fitted = Calibration(fitted.elements, fitted.pooled, note)
-    step = max(1, int(mask.sum()) // MAX_PAIRS)
+    if random.sum() < MIN_CALIBRATION_FRAMES:
+        note = "; ".join(filter(None, [fitted.note, "mostly selected frames: the random slice is small"]))
+        fitted = replace(fitted, note=note)
+    step = max(1, len(frame) // MAX_PAIRS)
     pairs = {
-        "spread_eV_per_A": data["spread"][mask][::step].round(6).tolist(),
-        "error_eV_per_A": data["error"][mask][::step].round(6).tolist(),
-        "number": data["numbers"][mask][::step].tolist(),
+        "spread_eV_per_A": data["spread"][::step].round(6).tolist(),
+        "error_eV_per_A": data["error"][::step].round(6).tolist(),
+        "number": data["numbers"][::step].tolist(),
     }
     return fitted, pairs

@@ -16,7 +16,13 @@ from .base import (
     StopRule,
     WalkerReport,
 )
-from .calibration import Calibration, ElementCalibration, fit_calibration, worst_decile
+from .calibration import (
+    Calibration,
+    ElementCalibration,
+    fit_calibration,
+    fresh_weights,
+    worst_decile,
+)
 from .diversity import FarthestPoint, Lcmd, MaxDist
 from .fidelity_choice import Fixed, Level, Shares, ValuePerCost
 from .goals import (
@@ -86,6 +92,7 @@ __all__ = [
     "WalkerReport",
     "WallTime",
     "fit_calibration",
+    "fresh_weights",
     "leak_proof_split",
     "worst_decile",
 ]

@@ -3,6 +3,8 @@
     3bpa    27 atoms; walks at 300, 600 and 1200 K, GFN2-xTB labels; test parts of those temperatures
     pdag    clusters of Pd and Ag with C, H and O on them, GFN1-xTB
     urea    walks at 300 to 1000 K; HF/STO-3G and PBE/def2-SVP of PySCF, the second is the target
+    alloy-20, alloy-200  Cu/Au/Pd, bulk and slabs, each frame a composition, strain and short walk of its own
+            at 300, 800 or 1300 K, EMT; they differ in the size of the cell alone
 
 A pool is kept in a folder as extended XYZ, so that a replay costs no label.
 """
@@ -18,8 +20,9 @@ from pathlib import Path
 
 import numpy as np
 from ase import Atoms, units
-from ase.build import molecule
+from ase.build import bulk, fcc111, molecule
 from ase.calculators.calculator import CalculationFailed, Calculator
+from ase.calculators.emt import EMT
 from ase.cluster import Octahedron
 from ase.io import read, write
 from ase.md.langevin import Langevin
@@ -52,6 +55,8 @@ class Problem:
 
 def calculator(level: str, folder: Path) -> Calculator:
     """A level of theory as ASE calculator."""
+    if level == "emt":
+        return EMT()  # a label costs milliseconds, the files of a labeler would cost as much again
     labeler, options = LABELERS[level]
     return LabelerCalculator(make_labeler(labeler, options, base_dir=folder), folder)
 
@@ -76,7 +81,8 @@ def walk(
             except CalculationFailed as failure:  # a cluster whose SCF fails ends its walk, not the pool
                 print(f"{start.get_chemical_formula()} at {T_K} K: {failure}", file=sys.stderr)
                 break
-            frame = Atoms(atoms.numbers, positions=atoms.positions, info=dict(atoms.info))
+            frame = _bare(atoms)
+            frame.info.update(atoms.info)
             frame.info.update(step=(n + 1) * every, T=T_K)
             found.append(frame)
     return found
@@ -129,7 +135,7 @@ def _3bpa(data: Path | None, scale: float) -> tuple[list[Atoms], dict[str, list[
 
 
 def _bare(atoms: Atoms) -> Atoms:
-    return Atoms(atoms.numbers, positions=atoms.positions)
+    return Atoms(atoms.numbers, positions=atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
 
 
 def _pdag(data: Path | None, scale: float) -> tuple[list[Atoms], dict[str, list[Atoms]]]:
@@ -178,11 +184,40 @@ def _urea(data: Path | None, scale: float) -> tuple[list[Atoms], dict[str, list[
     return frames, tests
 
 
+LATTICE_A = {"Cu": 3.61, "Pd": 3.89, "Au": 4.08}
+
+
+def _alloy(atoms: int, scale: float) -> tuple[list[Atoms], dict[str, list[Atoms]]]:
+    """Half bulk, half slabs of 20 or 200 atoms, random mixtures with at least two atoms of each metal."""
+    blocks, layer = {20: ((1, 1, 5), (2, 2, 5)), 200: ((5, 5, 2), (5, 8, 5))}[atoms]
+    frames: list[Atoms] = []
+    for n in range(max(12, round(260 * scale))):
+        rng = np.random.default_rng([atoms, n])
+        share = rng.dirichlet(np.ones(3))
+        names = np.array([*list(LATTICE_A) * 2, *rng.choice(list(LATTICE_A), size=atoms - 6, p=share)])
+        lattice_A = float(np.mean([LATTICE_A[name] for name in names]))
+        if n % 2:
+            start = fcc111("Cu", layer, a=lattice_A, vacuum=6.0, periodic=True)
+        else:
+            start = bulk("Cu", "fcc", a=lattice_A, cubic=True) * blocks
+        start.symbols[:] = rng.permutation(names)
+        strain = rng.normal(scale=0.015, size=(3, 3))
+        start.set_cell(start.cell @ (np.eye(3) + 0.5 * (strain + strain.T)), scale_atoms=True)
+        T_K = (300, 800, 1300)[n % 3]
+        frames += walk(_bare(start), "emt", T_K, frames=1, every=20, seed=n, timestep_fs=5.0)
+    for n, frame in enumerate(frames):
+        frame.info["step"] = n
+    count = max(2, round(20 * scale))  # one after another they are independent, and of every kind
+    return frames[count:], {"mixed": frames[:count]}
+
+
 PROBLEMS = {
     "3bpa": (_3bpa, ("gfn2",), "1200K"),
     "3bpa-levels": (_3bpa, ("gfn1", "gfn2"), "1200K"),
     "pdag": (_pdag, ("gfn1",), "1000K"),
     "urea": (_urea, ("hf", "pbe"), "1000K"),
+    "alloy-20": (lambda data, scale: _alloy(20, scale), ("emt",), "mixed"),
+    "alloy-200": (lambda data, scale: _alloy(200, scale), ("emt",), "mixed"),
 }
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from alchemy_policies.base import Pool
-from alchemy_policies.calibration import Calibration, fit_calibration, worst_decile
+from alchemy_policies.calibration import Calibration, fit_calibration, fresh_weights, worst_decile
 from alchemy_policies.diversity import Lcmd, MaxDist
 from alchemy_policies.environments import count_frames, frame_environments
 from alchemy_policies.selectors import CalibratedError, DpGen, FirstCome, Random
@@ -44,6 +44,7 @@ class Plan:
     steps: int = 400
     size: str = "small"
     cutoff_A: float = 5.0
+    candidates: int = 0  # that a round looks at, drawn blindly from what is left; 0: all
 
 
 def selector_of(method: str, deviation: np.ndarray) -> Any:
@@ -87,6 +88,9 @@ def replay(
         committee = Committee(members)
         record = {"round": number, "labels": len(known), **test_errors(committee, problem)}
         left = [n for n in range(len(frames)) if n not in set(known)]
+        if plan.candidates:
+            met = np.random.default_rng([seed, number, 3]).permutation(len(left))[: plan.candidates]
+            left = [left[n] for n in sorted(met.tolist())]
         if number < plan.rounds and left:
             pool, prediction = scored_pool(
                 problem, committee, left, known, calibration=calibration, method=method
@@ -95,11 +99,13 @@ def replay(
             selector = selector_of(method, pool.deviation_eV_per_A)
             choice = selector(pool, plan.per_round, np.random.default_rng([seed, number]))
             bought = [(pick.index, pick.why) for pick in choice.picks]
-            fresh = fresh_pairs(frames, prediction, left, bought)
+            fresh = fresh_pairs(frames, prediction, left, bought, number)
             if probe:
                 blind = np.random.default_rng([seed, number, 2]).permutation(len(left))[:probe]
-                asked = fresh_pairs(frames, prediction, left, [(int(n), "random") for n in blind])
-                record["probes"] = _coverage(calibration, asked, enough=sum(p[3] for p in pairs) >= ENOUGH)
+                asked = fresh_pairs(frames, prediction, left, [(int(n), "random") for n in blind], number)
+                named = [left[n] for n in blind]
+                record["probes"] = coverage(calibration, asked, named, enough=enough_random(pairs))
+                record["pairs"] = {"bought": fresh, "asked": asked, "named": named}
             pairs += fresh
             calibration = refitted(pairs, plan.members)
             known += [left[n] for n, _ in bought]
@@ -194,11 +200,16 @@ def scored_pool(
     return pool, prediction
 
 
-Fresh = tuple[np.ndarray, np.ndarray, np.ndarray, bool]  # numbers, spread, error of a frame; whether random
+# numbers, spread, error of a frame; whether random; round
+Fresh = tuple[np.ndarray, np.ndarray, np.ndarray, bool, int]
 
 
 def fresh_pairs(
-    frames: Sequence[Labelled], prediction: Any, left: Sequence[int], bought: Sequence[tuple[int, str]]
+    frames: Sequence[Labelled],
+    prediction: Any,
+    left: Sequence[int],
+    bought: Sequence[tuple[int, str]],
+    number: int,
 ) -> list[Fresh]:
     """Spread and error of the atoms of frames that were just bought."""
     spreads, means = (prediction.per_structure(x) for x in (prediction.force_spread, prediction.mean_forces))
@@ -207,33 +218,38 @@ def fresh_pairs(
         frame = frames[left[n]]
         assert frame.forces_eV_per_A is not None
         error = np.linalg.norm(frame.forces_eV_per_A - means[n], axis=1)
-        out.append((frame.atoms.numbers, spreads[n], error, why == "random"))
+        out.append((frame.atoms.numbers, spreads[n], error, why == "random", number))
     return out
 
 
-def _coverage(
-    calibration: Calibration, probes: Sequence[Fresh], *, enough: bool
+def enough_random(pairs: Sequence[Fresh]) -> bool:
+    """Whether the random slice is large enough to rest on."""
+    return sum(p[3] for p in pairs) >= ENOUGH
+
+
+def coverage(
+    calibration: Calibration, probes: Sequence[Fresh], names: Sequence[int], *, enough: bool
 ) -> list[dict[str, Any]]:
     """Of each frame the atoms within the bound that was fitted before, and all, by element."""
     if calibration.pooled.frames == 0:
         return []
     found = []
-    for numbers, spread, error, _ in probes:
+    for name, (numbers, spread, error, *_) in zip(names, probes, strict=True):
         inside = error <= calibration.bound(numbers, spread)
         by_element = {
             int(z): (int(inside[numbers == z].sum()), int((numbers == z).sum())) for z in np.unique(numbers)
         }
-        found.append({"covered": by_element, "on_random": enough})
+        found.append({"frame": name, "covered": by_element, "on_random": enough})
     return found
 
 
 def refitted(pairs: Sequence[Fresh], members: int) -> Calibration:
-    """As `alchemy.stages.decide.refit`: on random frames once there are eight."""
-    chance = [f for f in pairs if f[3]]
-    used = chance if len(chance) >= ENOUGH else pairs
-    numbers, spread, error = (np.concatenate([f[k] for f in used]) for k in range(3))
-    index = np.repeat(np.arange(len(used)), [len(f[0]) for f in used])
-    return fit_calibration(numbers, spread, error, index, members=members)
+    """As `alchemy.stages.decide.refit`."""
+    numbers, spread, error = (np.concatenate([f[k] for f in pairs]) for k in range(3))
+    index = np.repeat(np.arange(len(pairs)), [len(f[0]) for f in pairs])
+    random, number = np.array([f[3] for f in pairs]), np.array([f[4] for f in pairs])
+    weights = fresh_weights(random, number.max() - number)
+    return fit_calibration(numbers, spread, error, index, weights=weights[index], members=members)
 
 
 def one_thread() -> None:
