@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -210,3 +211,33 @@ def test_quartiles_ratios_and_exponents_are_what_they_say(script):
     assert (found["ratio_q1"], found["ratio_q3"]) == (0.375, 0.75)  # of 0.5, 0.25 and 1
     sizes = [32, 108, 256]
     assert turns.slope(sizes, [3.0 * n**1.5 for n in sizes]) == pytest.approx(1.5, rel=1e-12)
+
+
+def test_what_a_study_of_calibration_keeps_is_judged_the_same_again(script, tmp_path):
+    bench, rng = script("calibration"), np.random.default_rng(0)
+
+    def frames(count: int, number: int, chance: float) -> list[tuple[Any, ...]]:
+        numbers = np.array([1, 1, 8])
+        values = rng.lognormal(-2, 0.5, (count, 2, 3))
+        return [(numbers, s, e, bool(rng.random() < chance), number) for s, e in values]
+
+    campaign = [
+        {"bought": frames(6, n, 0.5), "asked": frames(5, n, 1.0), "named": rng.permutation(90)[:5].tolist()}
+        for n in (1, 2, 3)
+    ]
+    bench.keep(tmp_path / "kept" / "toy-4-0.npz", campaign)
+    again = bench.kept(tmp_path / "kept" / "toy-4-0.npz")
+    for rule in (bench.refitted, bench.before):
+        assert bench.judged(again, 4, 0, rule) == bench.judged(campaign, 4, 0, rule)
+
+
+def test_two_levels_start_within_the_bill_of_one(script):
+    bench = script("value_per_cost")
+    given = SimpleNamespace(levels=("hf", "pbe"), cpu_s={"hf": 0.4, "pbe": 5.0})
+    order = list(range(100))
+    bills = {
+        two: sum(given.cpu_s[name] * len(own) for name, own in found.items())
+        for two in (False, True)
+        for found in [bench.started(given, order, bench.PLAN, two=two, in_full=False)]
+    }
+    assert 0 <= bills[False] - bills[True] < 2 * given.cpu_s["hf"]  # a label may be missed by round-off
