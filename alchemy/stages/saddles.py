@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 AGREED, LABEL_CAP, DISCONNECTED = "agreed", "label-cap", "disconnected"
 # what is kept first where more was offered than may be labelled
-_WORTH = ("saddle", "unconfirmed-saddle", "end", "crossed", "path", "along-mode", "last-good")
+_WORTH = ("saddle", "unconfirmed-saddle", "end", "surplus-mode", "crossed", "path", "along-mode", "last-good")
 
 
 def searches(context: Context, state: RoundState, number: int) -> list[tuple[list[Atoms], dict[str, Any]]]:

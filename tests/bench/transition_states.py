@@ -48,6 +48,7 @@ from ase.calculators.emt import EMT
 from ase.calculators.morse import MorsePotential
 from ase.constraints import FixAtoms
 from ase.io import read
+from ase.units import Hartree
 from harness import Record, machine
 from harness import emit_own as emit
 
@@ -76,6 +77,7 @@ class Case:
     cheap: Calculator
     target: Calculator
     method: str = "neb+dimer"
+    drawn: int = 0  # images labelled first: where the cheap level is not to be trusted
 
 
 class Recorder:
@@ -112,7 +114,7 @@ def emt_case() -> Case:
     over = slab.copy()
     over.positions[-1, 0] += slab.cell[0, 0] / 2
     morse = MorsePotential(epsilon=0.2703, r0=3.253, rho0=1.1646 * 3.253, rcut1=1.6, rcut2=2.0)
-    return Case("Al/EMT hop", Reaction("hop", slab, over), morse, EMT())
+    return Case("Al/EMT hop", Reaction("hop", slab, over), morse, EMT(), drawn=1)
 
 
 def molecule_case(name: str, reaction: Reaction, args: argparse.Namespace, scratch: Path) -> Case:
@@ -146,9 +148,12 @@ def vinyl_alcohol() -> Reaction:
 def baker(folder: Path) -> Iterator[Reaction]:
     text = gzip.decompress((folder / "ts_guess_25.extxyz.gz").read_bytes()).decode()
     for atoms in read(io.StringIO(text), ":", format="extxyz"):
-        name = atoms.info["name"]
+        name, info = atoms.info["name"], atoms.info
         if name in BAKER:
-            bare = Atoms(atoms.numbers, atoms.positions, info={"multiplicity": 1})
+            state = {"charge": round(info["total_charge"]), "multiplicity": int(info["multiplicity"])}
+            if "TS_energy_HF_321G_Ha" in info:  # not of 03_h2co
+                state["published_eV"] = info["TS_energy_HF_321G_Ha"] * Hartree
+            bare = Atoms(atoms.numbers, atoms.positions, info=state)
             yield Reaction(name, bare, is_guess=True)
 
 
@@ -159,8 +164,10 @@ def cases(args: argparse.Namespace, scratch: Path) -> Iterator[Case]:
     for name, make in (("hcn", hcn), ("vinyl", vinyl_alcohol)):
         if name in wanted:
             yield molecule_case(name, make(), args, scratch)
-    if "baker" in wanted:
+    if args.baker is not None:
         for reaction in baker(args.baker):
+            if "baker" not in wanted and reaction.name not in wanted:
+                continue
             yield molecule_case(reaction.name, reaction, args, scratch)
 
 
@@ -183,7 +190,10 @@ def direct(case: Case, seed: int) -> tuple[Record, Any]:
     result, cpu = run_search(case, CalculatorSessions(case.target), seed)
     saddle = result.saddle
     exact = None if saddle is None else f"{saddle.energy_eV:.6f}"  # emit keeps four digits of numbers
-    return {"what": "direct", **summary(result), "saddle_eV": exact, "cpu_s": cpu}, result
+    published = case.reaction.reactant.info.get("published_eV")
+    off = None if saddle is None or published is None else 1e3 * (saddle.energy_eV - published)
+    record = {"what": "direct", **summary(result), "saddle_eV": exact, "published_off_meV": off}
+    return {**record, "cpu_s": cpu}, result
 
 
 def pretraining_set(case: Case, args: argparse.Namespace) -> tuple[list[Labelled], Record]:
@@ -281,11 +291,12 @@ def active(case: Case, args: argparse.Namespace, wanted_eV: float | None) -> Ite
         case.reaction,
         explorer(case),
         label=lambda wanted: labels_of(case, wanted),
-        learn=students.learn,
+        learn=students.learn if args.tune else None,
         rng=np.random.default_rng(args.seed),
         first=students.learn([]),
         max_labels=MOST_LABELS,
         per_turn=args.per_turn,
+        drawn=case.drawn,
     )
     cpu = time.process_time() - started
     saddle, off = done.result.saddle, None
@@ -320,24 +331,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--cases", default="emt,hcn", help="of emt, hcn, vinyl, baker")
+    parser.add_argument("--cases", default="emt,hcn", help="of emt, hcn, vinyl, baker, or as 03_h2co")
     parser.add_argument("--baker", type=Path, help="folder of ts_guess_25.extxyz.gz")
     parser.add_argument("--method", default="HF")
     parser.add_argument("--basis", default="3-21g")
     parser.add_argument("--committee", type=int, default=3)
     parser.add_argument("--frames", type=int, default=300, help="of the cheap level")
     parser.add_argument("--steps", type=int, default=800, help="of the pretraining of a member")
-    parser.add_argument("--tune", type=int, default=300, help="steps of a member after each turn of labels")
+    parser.add_argument("--tune", type=int, default=0, help="steps of a member after each turn; 0: none")
     parser.add_argument("--replay", type=int, default=60, help="cheap frames among the target's")
-    parser.add_argument("--per-turn", type=int, default=3, help="labels of a turn")
+    parser.add_argument("--per-turn", type=int, default=2, help="labels of a turn")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--direct-eV", type=float, help="energy of the direct saddle: not searched then")
+    parser.add_argument("--direct-only", action="store_true", help="search on the target, learn nothing")
     parser.add_argument("--smoke", action="store_true", help="EMT alone, trained for a moment: does it run?")
     args = parser.parse_args(argv)
     if args.smoke:
         args.cases, args.frames, args.steps, args.tune, args.committee = "emt", 20, 10, 5, 2
-    if "baker" in args.cases.split(",") and args.baker is None:
-        parser.error("--cases baker needs --baker DIR")
+    if args.baker is None and {"baker", *BAKER} & set(args.cases.split(",")):
+        parser.error("Baker's systems need --baker DIR")
     torch.set_num_threads(1)
     emit({"bench": "transition_states", "what": "machine", **machine()})
     won: list[bool] = []
@@ -349,6 +361,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 record, reference = direct(case, args.seed)
                 emit({**head, **record})
                 wanted = None if reference.saddle is None else reference.saddle.energy_eV
+            if args.direct_only:
+                continue
             for record in active(case, args, wanted):
                 emit({**head, **record})
             won.append(bool(record["success"]))

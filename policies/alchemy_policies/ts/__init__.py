@@ -5,9 +5,11 @@
     modes, irc  Hessians, modes, both ways down         saddles             what counts as one
     bonds       graphs, and reactions found in MD       watch               when a search stops
     search      one reaction                            explorer, refine    many; with labels
+    correction  a committee put right at its labels
 """
 
 from .bonds import bond_changes, bonds, isomorphic
+from .correction import Corrected
 from .explorer import TransitionStates, summary
 from .reactions import Reaction, checked, reactions_from_frames
 from .refine import Label, Refinement, refine_saddle
@@ -17,6 +19,7 @@ from .surface import Surface
 from .watch import Limits, Watch
 
 __all__ = [
+    "Corrected",
     "Label",
     "Limits",
     "Reaction",

@@ -1,20 +1,29 @@
 """The loop of labels around one reaction: search, label what decides it, learn, search again.
 
 Ends when model and label agree at a checked saddle, |E_model − E_label| < 30 meV and the largest
-labelled force on a moving atom < 50 meV/Å, or when the labels are used up.
+labelled force on a moving atom < 50 meV/Å, or when the labels are used up. Between a training and the next
+search the committee is put right at the labels (`correction`), so that the next saddle is a step of
+Newton's and not of a network that was told twelve numbers.
+
+What is labelled: a saddle that holds its checks, and each end that has not been labelled near where it lies
+now. Without such a saddle, the ends and what else the search offers, best known last. A committee that knows
+nothing of this level is first shown the ends and some images of the path as it is drawn (`drawn`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from ase import Atoms
 
 from ..base import PolicyError, SessionFactory
 from ..calibration import Calibration
+from ..walkers import bare_copy
+from .correction import Corrected
 from .explorer import TransitionStates
+from .path import first_path
 from .reactions import Reaction, checked, distance_between
 from .saddles import SADDLE
 from .search import SearchResult, search
@@ -23,8 +32,11 @@ from .surface import Surface
 AGREE_eV, AGREE_eV_per_A = 0.030, 0.050
 NEAR_A = 0.02  # a structure this close to a labelled one teaches nothing
 SAME_SADDLE_A = 5e-4  # a stiff bond, 40 eV/Å², makes 20 meV/Å of it: nearer, the label is that of the saddle
+END_MOVED_A = 0.3  # as far as an end may be from the named one (`saddles.SAME_A`)
 # a barrier hangs on its ends as much as on its top
-_ORDER = ("saddle", "unconfirmed-saddle", "end", "crossed", "path", "along-mode", "last-good")
+_FIRST = ("saddle", "end")
+_TWINS_A = {"saddle": SAME_SADDLE_A, "end": END_MOVED_A}
+_ORDER = ("saddle", "unconfirmed-saddle", "surplus-mode", "end", "crossed", "path", "along-mode", "last-good")
 
 
 @dataclass(frozen=True)
@@ -69,57 +81,103 @@ def refine_saddle(
     explorer: TransitionStates,
     *,
     label: Labeler,
-    learn: Trainer,
+    learn: Trainer | None,
     rng: np.random.Generator,
     first: tuple[SessionFactory, Calibration],
     max_labels: int = 12,
     per_turn: int = 3,
+    drawn: int = 0,
+    correct: bool = True,
 ) -> Refinement:
     """Search with the current committee, label, train, until model and label agree.
 
     Args:
         explorer: how to search; its reactions are not used.
         label: labels structures, in order.
-        learn: given all labels so far, the new committee and its calibration.
+        learn: given all labels so far, the new committee and its calibration; None keeps the first one, to
+            which the correction then is all that is learnt.
         first: the committee to begin with.
-        per_turn: labels of one turn; the saddle first, then what is known least.
+        per_turn: labels of one turn.
+        drawn: images of the drawn path that are labelled, with both ends, before the first search: for a
+            committee that does not know this level, whose first saddle would be anywhere.
+        correct: whether the committee is put right at the labels before each search.
 
     Raises:
-        PolicyError: the ends cannot be joined, see `reactions.checked`.
+        PolicyError: the ends cannot be joined, see `reactions.checked`; no path can be drawn.
     """
     if max_labels < 1 or per_turn < 1:
         raise PolicyError(f"max_labels and per_turn must be at least 1, got {max_labels} and {per_turn}")
-    ready, (factory, calibration) = checked(reaction), first
-    bought: list[tuple[Atoms, Label]] = []
-    tried: list[Atoms] = []
+    if learn is None and not correct:
+        raise PolicyError("refine_saddle has neither a trainer nor the correction: nothing would be learnt")
+    ready, committee = checked(reaction), first
+    shop = _Shop(label)
+    if drawn:
+        shop.buy(_drawn_path(ready, explorer, drawn, rng.spawn(1)[0])[:max_labels])
+        committee = learn(shop.bought) if learn is not None else first
     attempts: list[Attempt] = []
+    near: np.ndarray | None = None  # the last saddle that held its checks
     while True:
+        factory, calibration = committee
+        if correct:
+            factory = Corrected(factory, ready.reactant, shop.bought)
         surface = Surface(ready.reactant, factory, calibration, batch_atoms=explorer.batch_atoms)
         result = search(
-            surface, ready, options=explorer.search, limits=explorer.limits, rng=rng.spawn(1)[0]
+            surface, ready, options=explorer.search, limits=explorer.limits, rng=rng.spawn(1)[0], near_A=near
         )
-        chosen = _chosen(surface, result, tried, min(per_turn, max_labels - len(tried)))
-        said = list(label(chosen)) if chosen else []
-        tried += chosen
-        fresh = [(a, entry) for a, entry in zip(chosen, said, strict=True) if entry is not None]
-        bought += fresh
-        attempts.append(_attempt(surface, result, bought, labels=len(tried)))
-        outcome = _ending(attempts[-1], chosen, fresh, left=max_labels - len(tried))
+        if result.found and result.saddle is not None:
+            near = result.saddle.positions_A
+        chosen = _chosen(surface, result, shop.tried, min(per_turn, max_labels - len(shop.tried)))
+        fresh = shop.buy(chosen)
+        attempts.append(_attempt(surface, result, shop.bought, labels=len(shop.tried)))
+        outcome = _ending(attempts[-1], chosen, fresh, left=max_labels - len(shop.tried))
         if outcome is not None:
-            return Refinement(outcome, result, tuple(attempts), tuple(bought))
-        factory, calibration = learn(bought)
+            return Refinement(outcome, result, tuple(attempts), tuple(shop.bought))
+        committee = learn(shop.bought) if learn is not None else first
+
+
+@dataclass
+class _Shop:
+    """What has been labelled, and what was tried."""
+
+    label: Labeler
+    bought: list[tuple[Atoms, Label]] = field(default_factory=list)
+    tried: list[Atoms] = field(default_factory=list)
+
+    def buy(self, chosen: Sequence[Atoms]) -> int:
+        """How many of these could be labelled."""
+        said = list(self.label(chosen)) if chosen else []
+        fresh = [(a, entry) for a, entry in zip(chosen, said, strict=True) if entry is not None]
+        self.tried += chosen
+        self.bought += fresh
+        return len(fresh)
+
+
+def _drawn_path(
+    reaction: Reaction, explorer: TransitionStates, images: int, rng: np.random.Generator
+) -> list[Atoms]:
+    """The middle first, then the ends, then what lies between; a guess alone is all there is to draw."""
+    start = reaction.reactant
+    if reaction.product is None:
+        return [start if reaction.guess is None else reaction.guess]
+    path = first_path(reaction, images, rng, pair_factor=explorer.guards.pair_factor)
+    middle = np.argsort(abs(np.arange(len(path)) - (len(path) - 1) / 2), kind="stable")
+    order = [middle[0], 0, len(path) - 1, *(n for n in middle[1:] if 0 < n < len(path) - 1)]
+    return [bare_copy(start, path[n], start.cell.array) for n in order]
 
 
 def _chosen(surface: Surface, result: SearchResult, tried: Sequence[Atoms], room: int) -> list[Atoms]:
-    """The saddle before all else; then by what was crossed, and where the committee errs most."""
+    """A saddle, and the ends that are not known; where these are known or there is none, by what was
+    crossed and where the committee errs most."""
     ranked = sorted(
         result.offers,
         key=lambda o: (_ORDER.index(o.reason), -np.nan_to_num(o.expected_error_eV_per_A), o.step),
     )
     chosen: list[Atoms] = []
     for offer in ranked:
+        if result.found and chosen and offer.reason not in _FIRST:
+            break
         atoms = surface.frame(offer.positions_A)
-        near = SAME_SADDLE_A if offer.reason == "saddle" else NEAR_A
+        near = _TWINS_A.get(offer.reason, NEAR_A)
         if len(chosen) < room and all(distance_between(atoms, a) > near for a in (*tried, *chosen)):
             chosen.append(atoms)
     return chosen
@@ -155,7 +213,7 @@ def agrees(difference_eV: float | None, force_eV_per_A: float | None) -> bool:
 
 
 def _ending(
-    attempt: Attempt, chosen: Sequence[Atoms], fresh: Sequence[object], *, left: int
+    attempt: Attempt, chosen: Sequence[Atoms], fresh: int, *, left: int
 ) -> str | None:
     agreed = attempt.outcome == SADDLE and agrees(
         attempt.energy_difference_eV, attempt.largest_labelled_force_eV_per_A

@@ -55,6 +55,7 @@ class Saddle:
     expected_error_eV_per_A: float
     ends_A: tuple[np.ndarray, np.ndarray] | None = None  # reactant's side first where it is known
     ends_eV: tuple[float, float] | None = None
+    surplus_modes: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 3)), repr=False)  # [m-1,A,3]
     path_A: np.ndarray | None = field(default=None, repr=False)  # IRC, from end to end
     path_eV: np.ndarray | None = field(default=None, repr=False)
 
@@ -97,6 +98,7 @@ def verified(
         overlaps=said.overlaps,
         turning=rotation_share(surface, positions_A, modes.weighted[0]),
         expected_error_eV_per_A=error,
+        surplus_modes=modes.displacements[1 : imaginary_modes(modes)],
     )
     verdict = _by_modes(saddle, found)
     if verdict is None and any(is_duplicate(surface, saddle, other) for other in known):

@@ -83,9 +83,15 @@ def search(
     limits: Limits,
     rng: np.random.Generator,
     known: Sequence[Saddle] = (),
+    near_A: np.ndarray | None = None,
 ) -> SearchResult:
-    """Look for the saddle of a reaction that `reactions.checked` has passed."""
-    hunt = _Hunt(surface, reaction, options, Watch(surface, limits), rng)
+    """Look for the saddle of a reaction that `reactions.checked` has passed.
+
+    Args:
+        near_A: where another surface has it, [A,3]; climbed from first, and what it leads to is judged like
+            any other saddle. Unless it is the one, the path is searched.
+    """
+    hunt = _Hunt(surface, reaction, options, Watch(surface, limits), rng, near_A)
     try:
         outcome = hunt.run(known)
     except NotFiniteError:
@@ -111,32 +117,42 @@ class _Hunt:
     options: SearchOptions
     watch: Watch
     rng: np.random.Generator
+    near_A: np.ndarray | None = None
     band: Band | None = None
     saddle: Saddle | None = None
 
     def run(self, known: Sequence[Saddle]) -> str:
         options = self.options
         two_ends = self.reaction.product is not None
+        if two_ends and options.relax_ends:
+            code = self._relax_ends()
+            if code is not None:
+                return code
+        if self.near_A is not None and self._climbed(self.near_A, None, known) == SADDLE:
+            return SADDLE
+        self.saddle = None
         start, mode = self._single_start()
         if two_ends:
-            code = self._relax_ends() if options.relax_ends else None
-            code = code or self._make_band()
+            code = self._make_band()
             if code is not None:
                 return code
             assert self.band is not None
             path, top = self.band.positions_A, self.band.top
             start, mode = path[top], _unit(path[top + 1] - path[top - 1])
-        if two_ends and options.method == "neb":
-            code = CONVERGED
-        else:
-            climb = self._climb(start, mode)
-            start, code = climb.positions_A, climb.outcome
-            if code != CONVERGED:
-                self._offer_climb(climb)
-        if code != CONVERGED:
-            return code
+            if options.method == "neb":
+                return self._judged(start, known)
+        return self._climbed(start, mode, known)
+
+    def _climbed(self, start: np.ndarray, mode: np.ndarray | None, known: Sequence[Saddle]) -> str:
+        climb = self._climb(start, mode)
+        if climb.outcome != CONVERGED:
+            self._offer_climb(climb)
+            return climb.outcome
+        return self._judged(climb.positions_A, known)
+
+    def _judged(self, positions_A: np.ndarray, known: Sequence[Saddle]) -> str:
         self.saddle = verified(
-            self.surface, self.reaction, start, known=known, irc_steps=options.irc_steps
+            self.surface, self.reaction, positions_A, known=known, irc_steps=self.options.irc_steps
         )
         self._offer_saddle(self.saddle)
         return self.saddle.verdict
@@ -262,6 +278,11 @@ class _Hunt:
             return
         reason = "saddle" if saddle.verdict == SADDLE else "unconfirmed-saddle"
         self._offer(saddle.positions_A, reason, saddle.expected_error_eV_per_A)
+        if saddle.verdict == SADDLE and self.reaction.product is None and saddle.ends_A is not None:
+            for x in saddle.ends_A:  # nobody named them: the barrier hangs on them all the same
+                self._offer(x, "end")
+        for surplus in saddle.surplus_modes:  # what the label has to say is how the surface bends there
+            self._offer(saddle.positions_A + self.options.along_mode_A * surplus, "surplus-mode")
         for sign in (1.0, -1.0):
             self._offer(saddle.positions_A + sign * self.options.along_mode_A * saddle.mode, "along-mode")
 
