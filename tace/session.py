@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .batch import Batch, collate, make_graph
 from .errors import DataError
+from .hessian import hessian
 from .prediction import CommitteePrediction
 
 if TYPE_CHECKING:
@@ -135,6 +136,24 @@ class Session:
             if result.stresses is not None:
                 result.stresses[:, broken] = np.nan
         return result
+
+    def hessians(self, positions_A: np.ndarray, of: Sequence[int] | None = None) -> np.ndarray:
+        """Second derivatives by every member of a session of one structure, [K, 3F, 3F], eV/Å².
+
+        Args:
+            positions_A: [A,3], finite.
+            of: the F atoms whose block is wanted; None is all.
+
+        Raises:
+            DataError: the session has more than one structure.
+        """
+        if len(self._frames) != 1:
+            raise DataError(f"a Hessian is of one structure, this session has {len(self._frames)}")
+        atoms = self._frames[0].copy()
+        atoms.set_constraint()
+        atoms.positions = positions_A
+        members = self.committee.members
+        return np.array([hessian(m, atoms, fidelity=self._level, of=of) for m in members])
 
     def _moved(self, batch: Batch, positions: np.ndarray, cells: np.ndarray) -> Batch:
         """The batch elsewhere, with the pairs that it has."""

@@ -9,14 +9,15 @@ import pytest
 from alchemy_policies import PolicyError, TransitionStates
 from alchemy_policies.calculators import CalculatorSessions
 from alchemy_policies.calibration import Calibration
-from alchemy_policies.ts import Corrected, Label, Reaction, refine_saddle
+from alchemy_policies.ts import Corrected, Label, Reaction, checked, refine_saddle, search
 from alchemy_policies.ts.correction import Coordinates
 from ase import Atoms
 from ase.build import molecule
 from ase.calculators.calculator import Calculator
 from ase.calculators.emt import EMT
 from ase.calculators.morse import MorsePotential
-from ts_helpers import adatom
+from ts_helpers import HOP as IN_PLANE
+from ts_helpers import MullerBrown, adatom, explore, surface_of
 
 ALUMINIUM = {"epsilon": 0.2703, "r0": 3.253, "rho0": 1.1646 * 3.253, "rcut1": 1.6, "rcut2": 2.0}
 
@@ -159,3 +160,51 @@ def test_a_few_labels_mend_a_potential_that_has_no_saddle_at_all():
 def test_a_loop_that_could_learn_nothing_is_refused():
     with pytest.raises(PolicyError, match="nothing would be learnt"):
         loop(learn=None, correct=False)
+
+
+def test_a_drawn_guess_is_labelled_before_the_first_search():
+    asked_for: list[int] = []
+
+    def label(frames):
+        asked_for.append(len(frames))
+        return [found for _, found in labelled(list(frames))]
+
+    near = adatom(0.5)
+    first = CalculatorSessions(morse()), Calibration.uncalibrated()
+    done = refine_saddle(
+        Reaction("near", near, is_guess=True), TransitionStates(search={"method": "dimer", "climb_steps": 5}),
+        label=label, learn=None, first=first, drawn=4, max_labels=1, rng=np.random.default_rng(0),
+    )  # fmt: skip
+    assert asked_for[0] == 1  # a guess is all there is to draw
+    assert done.labelled[0][0].positions == pytest.approx(near.positions, abs=0)
+
+
+def test_a_saddle_of_higher_order_offers_the_mode_that_it_has_too_many():
+    found = explore([adatom(), adatom(1.0)], morse(), search={"images": 3})
+    (report,) = found.facts["reactions"]
+    assert report["outcome"] == "several-imaginary-modes"
+    by_reason = [c.reason for c in found.candidates]
+    assert by_reason.count("surplus-mode") == report["imaginary_modes"] - 1
+
+
+def test_a_search_that_knows_where_the_saddle_was_draws_no_path_and_another_place_costs_no_more_than_one():
+    ready, explorer = checked(IN_PLANE), TransitionStates()
+
+    def searched(near_A):
+        return search(
+            surface_of(ready.reactant, MullerBrown()), ready, options=explorer.search,
+            limits=explorer.limits, rng=np.random.default_rng(0), near_A=near_A,
+        )  # fmt: skip
+
+    plain = searched(None)
+    near = plain.saddle.positions_A + np.array([[0, 0, 0], [0.05, -0.05, 0.02]])
+    again = searched(near)
+    assert again.outcome == plain.outcome == "saddle"
+    assert again.band is None
+    assert again.force_calls < plain.force_calls
+    # both stop below 0.02 eV/Å where the stiffness is 5 eV/Å² and more
+    assert again.saddle.positions_A == pytest.approx(plain.saddle.positions_A, abs=8e-3)
+    # beside the other saddle of this surface, which joins other ends: the path is searched after all
+    other = searched(np.array([[-6.0, 2.0, 0.0], [0.25, 0.28, 0.0]]))
+    assert other.outcome == "saddle"
+    assert other.saddle.positions_A == pytest.approx(plain.saddle.positions_A, abs=8e-3)

@@ -122,7 +122,8 @@ def molecule_case(name: str, reaction: Reaction, args: argparse.Namespace, scrat
     level = {"method": args.method, "basis": args.basis}
     target = make_labeler("pyscf", level, base_dir=scratch)
     calculators = [LabelerCalculator(x, scratch / f"{name}-{x.name}") for x in (cheap, target)]
-    how = "dimer" if reaction.is_guess else "neb+dimer"
+    # from Baker's guess of HCN the dimer runs into atoms on GFN2-xTB
+    how = "sella" if reaction.is_guess else "neb+dimer"
     return Case(name, reaction, calculators[0], calculators[1], how)
 
 
@@ -197,27 +198,41 @@ def direct(case: Case, seed: int) -> tuple[Record, Any]:
 
 
 def pretraining_set(case: Case, args: argparse.Namespace) -> tuple[list[Labelled], Record]:
-    """Structures of the cheap level's own search, and displaced copies of them."""
+    """Structures of the cheap level's own search that are unlike each other, and displaced copies of them."""
     rng, recorder, started = np.random.default_rng(args.seed), Recorder(case.cheap), time.process_time()
     result, _ = run_search(case, recorder, args.seed)
     seen = recorder.frames
-    chosen = [seen[i] for i in rng.permutation(len(seen))[: args.frames // 2]]
-    for _ in range(args.frames - len(chosen)):
-        atoms = chosen[int(rng.integers(len(chosen)))].atoms.copy()
-        atoms.positions += rng.normal(0.0, 0.06, atoms.positions.shape)
+    chosen = unlike([f for f in seen if np.abs(f.forces_eV_per_A).max() < 15.0], args.frames // 3)
+    own = len(chosen)
+    for _ in range(args.frames - own):
+        atoms = chosen[int(rng.integers(own))].atoms.copy()
+        # near the path, and where a search on a model that is not right yet may come
+        atoms.positions += rng.normal(0.0, rng.choice([0.04, 0.08, 0.16]), atoms.positions.shape)
         atoms.calc = case.cheap
         try:
             label = Labelled(atoms, CHEAP, atoms.get_potential_energy(), atoms.get_forces())
         except (CalculationFailed, SCFError):
             continue
         atoms.calc = None
-        chosen.append(label)
+        if np.abs(label.forces_eV_per_A).max() < 30.0:
+            chosen.append(label)
     record = {
         "what": "cheap", "outcome": result.outcome, "barrier_eV": summary(result).get("barrier_eV"),
-        "cheap_calls": result.force_calls + args.frames - args.frames // 2, "frames": len(chosen),
+        "cheap_calls": result.force_calls + args.frames - own, "frames": len(chosen),
         "cpu_s": time.process_time() - started,
     }  # fmt: skip
     return chosen, record
+
+
+def unlike(frames: list[Labelled], count: int) -> list[Labelled]:
+    """The frames that are farthest from each other in their inverse distances; Hessians have many twins."""
+    i, j = np.triu_indices(len(frames[0].atoms), 1)
+    rows = np.array([1.0 / f.atoms.get_all_distances(mic=bool(f.atoms.pbc.any()))[i, j] for f in frames])
+    chosen, far = [0], np.linalg.norm(rows - rows[0], axis=1)
+    while len(chosen) < count and far.max() > 1e-3:
+        chosen.append(int(np.argmax(far)))
+        far = np.minimum(far, np.linalg.norm(rows - rows[chosen[-1]], axis=1))
+    return [frames[n] for n in chosen]
 
 
 class Students:
@@ -337,7 +352,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--basis", default="3-21g")
     parser.add_argument("--committee", type=int, default=3)
     parser.add_argument("--frames", type=int, default=300, help="of the cheap level")
-    parser.add_argument("--steps", type=int, default=800, help="of the pretraining of a member")
+    parser.add_argument("--steps", type=int, default=600, help="of the pretraining of a member")
     parser.add_argument("--tune", type=int, default=0, help="steps of a member after each turn; 0: none")
     parser.add_argument("--replay", type=int, default=60, help="cheap frames among the target's")
     parser.add_argument("--per-turn", type=int, default=2, help="labels of a turn")

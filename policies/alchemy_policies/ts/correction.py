@@ -28,8 +28,9 @@ from ..base import PolicyError, Session, SessionFactory
 from ..walkers import bare_copy
 from .surface import fixed_atoms
 
-SCALES_PER_A, LONE_SCALE_PER_A = (0.2, 0.3, 0.45, 0.7, 1.0, 1.4, 2.0, 3.0), (0.7,)
+SCALES_PER_A, LONE_SCALE_PER_A = (0.3, 0.45, 0.7, 1.0, 1.4, 2.0, 3.0), (0.7,)
 REACH_A = 6.0
+DIFFERENCE_A = 1e-4
 # of the process's own width, a few eV: what a converged label scatters by, and float32 members
 ENERGY_NOISE, FORCE_NOISE_PER_A = 3e-4, 1e-3
 
@@ -214,28 +215,53 @@ class Corrected:
             self.process = fitted(Coordinates.of(atoms), places, kept)
 
     def __call__(self, frames: Sequence[Atoms]) -> Session:
-        session, process = self.factory(frames), self.process
-        if process is None:
+        session = self.factory(frames)
+        if self.process is None:
             return session
+        exact = hasattr(session, "hessians")
+        return (_ExactSession if exact else _Session)(session, self.process)
 
-        def corrected(
-            positions_A: np.ndarray,
-            member_forces: bool,
-            *,
-            cells_A: np.ndarray | None = None,
-            stress: bool = False,
-        ) -> CommitteePrediction:
-            if cells_A is not None or stress:
-                raise PolicyError("a corrected committee keeps its cells and gives no stress")
-            said = session(positions_A, member_forces)
-            more = [process(x) for x in np.split(positions_A, np.cumsum(said.n_atoms)[:-1])]
-            energies = np.array([e for e, _ in more]).T
-            forces = np.concatenate([f for _, f in more], axis=1)
-            return replace(
-                said,
-                energies=said.energies + energies,
-                mean_forces=said.mean_forces + forces.mean(0),
-                forces=None if said.forces is None else said.forces + forces,
-            )
 
-        return corrected
+@dataclass(frozen=True)
+class _Session:
+    session: Session
+    process: Process
+
+    def __call__(
+        self,
+        positions_A: np.ndarray,
+        member_forces: bool,
+        *,
+        cells_A: np.ndarray | None = None,
+        stress: bool = False,
+    ) -> CommitteePrediction:
+        if cells_A is not None or stress:
+            raise PolicyError("a corrected committee keeps its cells and gives no stress")
+        said = self.session(positions_A, member_forces)
+        more = [self.process(x) for x in np.split(positions_A, np.cumsum(said.n_atoms)[:-1])]
+        energies = np.array([e for e, _ in more]).T
+        forces = np.concatenate([f for _, f in more], axis=1)
+        return replace(
+            said,
+            energies=said.energies + energies,
+            mean_forces=said.mean_forces + forces.mean(0),
+            forces=None if said.forces is None else said.forces + forces,
+        )
+
+
+class _ExactSession(_Session):
+    """Of members that have second derivatives of their own."""
+
+    def hessians(self, positions_A: np.ndarray, of: Sequence[int]) -> np.ndarray:
+        """[K,3F,3F]; the process's by differences of its forces, which are in double precision."""
+        place = np.asarray(of, dtype=int)
+        rows = []
+        for atom in place:
+            for axis in range(3):
+                push = np.zeros_like(positions_A)
+                push[atom, axis] = DIFFERENCE_A
+                apart = self.process(positions_A - push)[1] - self.process(positions_A + push)[1]
+                rows.append(apart[:, place].reshape(len(apart), -1) / (2 * DIFFERENCE_A))
+        own = np.stack(rows, axis=1)
+        exact: np.ndarray = self.session.hessians(positions_A, of)  # type: ignore[attr-defined]
+        return exact + (own + own.swapaxes(1, 2)) / 2

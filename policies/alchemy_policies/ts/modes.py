@@ -1,7 +1,11 @@
-"""Hessians of a committee by finite differences of its forces, and what their modes mean.
+"""Hessians, and what their modes mean.
 
-All displaced copies are evaluated in batches: 6 per moving atom. Rigid motions are projected out
-before a mode is called imaginary, so that a turning molecule is never mistaken for a reacting one.
+A committee of models has second derivatives of its own. They cost more than finite differences of the forces
+(`nano`, three members, one core: 57 against 27 ms for 9 atoms, 0.67 against 0.53 s for 30), but differences
+are off by up to 0.07 eV/Å² and 2 to 6 cm⁻¹, which decides whether a soft mode is imaginary; in float32 they
+are off by 4e-5 eV/Å². Calculators have none: there all displaced copies are evaluated in batches, 6 per
+moving atom. Rigid motions are projected out before a mode is called imaginary, so that a turning molecule is
+never mistaken for a reacting one.
 """
 
 from __future__ import annotations
@@ -34,14 +38,21 @@ class Hessians:
 def hessians(
     surface: Surface, positions_A: np.ndarray, *, members: bool = True, step_A: float = STEP_A
 ) -> Hessians:
-    """Central differences of the forces, symmetrised.
+    """The surface's own second derivatives; where it has none, central differences of the forces.
 
     Args:
-        members: the members' own too, which costs each of them its forces.
+        members: the members' own too, which costs each of them its forces where these are differenced.
 
     Raises:
-        NotFiniteError: a displaced structure could not be computed.
+        NotFiniteError: the structure, or a displaced one, could not be computed.
     """
+    if not np.isfinite(positions_A).all():
+        raise NotFiniteError("a position is not finite")
+    exact = surface.exact_hessians(positions_A)
+    if exact is not None:
+        if not np.isfinite(exact).all():
+            raise NotFiniteError("a second derivative is not finite")
+        return Hessians(exact.mean(0), exact)
     free = np.flatnonzero(~surface.fixed)
     count = 3 * len(free)
     moves = np.zeros((count, len(positions_A), 3))

@@ -30,11 +30,11 @@ from .search import SearchResult, search
 from .surface import Surface
 
 AGREE_eV, AGREE_eV_per_A = 0.030, 0.050
+MOST_ENDS = 2  # beside a saddle: where a molecule has fallen apart its end is never in the same place again
 NEAR_A = 0.02  # a structure this close to a labelled one teaches nothing
 SAME_SADDLE_A = 5e-4  # a stiff bond, 40 eV/Å², makes 20 meV/Å of it: nearer, the label is that of the saddle
 END_MOVED_A = 0.3  # as far as an end may be from the named one (`saddles.SAME_A`)
 # a barrier hangs on its ends as much as on its top
-_FIRST = ("saddle", "end")
 _TWINS_A = {"saddle": SAME_SADDLE_A, "end": END_MOVED_A}
 _ORDER = ("saddle", "unconfirmed-saddle", "surplus-mode", "end", "crossed", "path", "along-mode", "last-good")
 
@@ -126,7 +126,8 @@ def refine_saddle(
         )
         if result.found and result.saddle is not None:
             near = result.saddle.positions_A
-        chosen = _chosen(surface, result, shop.tried, min(per_turn, max_labels - len(shop.tried)))
+        room = min(per_turn, max_labels - len(shop.tried))
+        chosen = _chosen(surface, result, shop, room)
         fresh = shop.buy(chosen)
         attempts.append(_attempt(surface, result, shop.bought, labels=len(shop.tried)))
         outcome = _ending(attempts[-1], chosen, fresh, left=max_labels - len(shop.tried))
@@ -142,6 +143,7 @@ class _Shop:
     label: Labeler
     bought: list[tuple[Atoms, Label]] = field(default_factory=list)
     tried: list[Atoms] = field(default_factory=list)
+    ends: int = 0  # of those that were tried
 
     def buy(self, chosen: Sequence[Atoms]) -> int:
         """How many of these could be labelled."""
@@ -165,7 +167,7 @@ def _drawn_path(
     return [bare_copy(start, path[n], start.cell.array) for n in order]
 
 
-def _chosen(surface: Surface, result: SearchResult, tried: Sequence[Atoms], room: int) -> list[Atoms]:
+def _chosen(surface: Surface, result: SearchResult, shop: _Shop, room: int) -> list[Atoms]:
     """A saddle, and the ends that are not known; where these are known or there is none, by what was
     crossed and where the committee errs most."""
     ranked = sorted(
@@ -174,12 +176,14 @@ def _chosen(surface: Surface, result: SearchResult, tried: Sequence[Atoms], room
     )
     chosen: list[Atoms] = []
     for offer in ranked:
-        if result.found and chosen and offer.reason not in _FIRST:
+        end = offer.reason == "end"
+        if result.found and chosen and (not end or shop.ends >= MOST_ENDS):
             break
         atoms = surface.frame(offer.positions_A)
         near = _TWINS_A.get(offer.reason, NEAR_A)
-        if len(chosen) < room and all(distance_between(atoms, a) > near for a in (*tried, *chosen)):
+        if len(chosen) < room and all(distance_between(atoms, a) > near for a in (*shop.tried, *chosen)):
             chosen.append(atoms)
+            shop.ends += end
     return chosen
 
 

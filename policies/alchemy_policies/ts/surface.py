@@ -72,6 +72,17 @@ class Surface:
         ]
         return parts[0] if len(parts) == 1 else _joined(parts)
 
+    def exact_hessians(self, positions_A: np.ndarray) -> np.ndarray | None:
+        """Second derivatives of every member over the F moving atoms, [K, 3F, 3F], where it has them."""
+        if 1 not in self._sessions:
+            self._sessions[1] = self._factory([self.frame(positions_A)])
+        asked = getattr(self._sessions[1], "hessians", None)
+        if asked is None:
+            return None
+        free = np.flatnonzero(~self.fixed)
+        self.calls += 3 * len(free)  # a row of it is a structure of its own
+        return np.asarray(asked(positions_A, free), dtype=float)
+
     def _evaluate(self, copies: np.ndarray, *, members: bool) -> Look:
         count, size = len(copies), len(self.atoms)
         if count not in self._sessions:
