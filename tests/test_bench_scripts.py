@@ -241,3 +241,28 @@ def test_two_levels_start_within_the_bill_of_one(script):
         for found in [bench.started(given, order, bench.PLAN, two=two, in_full=False)]
     }
     assert 0 <= bills[False] - bills[True] < 2 * given.cpu_s["hf"]  # a label may be missed by round-off
+
+
+def test_labels_to_target_take_what_random_ends_with_and_never_flatter_ours(script):
+    module = script("label_efficiency")
+    ends = {"random": (0.4, 0.2, 0.3), "dpgen": (0.5, 0.25, 0.35), "calibrated": (0.2, 0.1, 0.15)}
+    runs = [
+        {"problem": "p", "hard": "hot", "method": method, "seed": seed, "labels": labels,
+         "force_rmse_eV_per_A": {"hot": error}}
+        for method, last in ends.items()
+        for seed, error in enumerate(last)
+        for labels, error in ((10, 0.6), (40, error))
+    ]  # fmt: skip
+    found = list(module.summary(runs, None))
+    assert {r["target_eV_per_A"] for r in found if "method" in r} == {0.3}  # the median of random's ends
+    ratios = {r["to"]: r for r in found if "to" in r}
+    labels = {r["method"]: r["labels_to_target"] for r in found if "method" in r}
+    assert labels["random"][0] is None and labels["random"][2] == pytest.approx(40)
+    assert ratios["random"]["baseline_unreached"] == 1 and ratios["dpgen"]["baseline_unreached"] == 2
+    # what never reached it counts with the 40 labels that it had, as if it had just got there
+    at_least = sum(n or 40 for n in labels["dpgen"]) / 3
+    ours = sum(labels["calibrated"]) / 3
+    assert ratios["dpgen"]["ratio"] == pytest.approx(ours / at_least, rel=0.01)  # labels are rounded
+    swap = {"calibrated": "random", "random": "calibrated", "dpgen": "dpgen"}
+    worse = [{**r, "method": swap[r["method"]]} for r in runs]
+    assert not any("ratio" in r for r in module.summary(worse, None))  # ours never got there: no ratio
