@@ -11,10 +11,12 @@ from alchemy_policies.calculators import CalculatorSessions
 from alchemy_policies.calibration import Calibration
 from alchemy_policies.ts import Corrected, Label, Reaction, checked, refine_saddle, search
 from alchemy_policies.ts.correction import Coordinates
+from alchemy_policies.ts.repulsion import Repulsion
 from ase import Atoms
 from ase.build import molecule
 from ase.calculators.calculator import Calculator
 from ase.calculators.emt import EMT
+from ase.calculators.fd import calculate_numerical_forces
 from ase.calculators.morse import MorsePotential
 from ts_helpers import HOP as IN_PLANE
 from ts_helpers import MullerBrown, adatom, explore, surface_of
@@ -136,16 +138,15 @@ HOP = Reaction("hop", adatom(), adatom(1.0))
 
 
 def loop(**settings):
-    first = CalculatorSessions(morse()), Calibration.uncalibrated()
     return refine_saddle(
         HOP, TransitionStates(label_above_eV_per_A=2.0, abort_above_eV_per_A=20.0, search={"images": 5}),
-        label=lambda frames: [label for _, label in labelled(list(frames))], first=first,
+        label=lambda frames: [label for _, label in labelled(list(frames))], learn=None,
         rng=np.random.default_rng(0), **settings,
     )  # fmt: skip
 
 
-def test_a_few_labels_mend_a_potential_that_has_no_saddle_at_all():
-    done = loop(learn=None, drawn=1)
+def test_a_hop_is_found_from_labels_alone():
+    done = loop(first=None, drawn=1)
     assert done.outcome == "agreed"
     assert done.labels <= 12
     saddle = adatom()
@@ -157,9 +158,31 @@ def test_a_few_labels_mend_a_potential_that_has_no_saddle_at_all():
     assert done.attempts[0].labels > 3  # both ends and the middle were labelled beforehand
 
 
-def test_a_loop_that_could_learn_nothing_is_refused():
-    with pytest.raises(PolicyError, match="nothing would be learnt"):
-        loop(learn=None, correct=False)
+@pytest.mark.parametrize(
+    ("settings", "what"),
+    [
+        ({"first": None, "drawn": 0}, "without a committee"),
+        ({"first": None, "drawn": 1, "correct": False}, "nothing would be learnt"),
+    ],
+)
+def test_a_loop_that_could_learn_nothing_is_refused(settings, what):
+    with pytest.raises(PolicyError, match=what):
+        loop(**settings)
+
+
+@pytest.mark.parametrize("atoms", [METHANOL, HOLLOW], ids=["molecule", "slab"])
+def test_a_repulsion_only_repels_and_its_forces_are_its_slope(atoms):
+    here = atoms.copy()
+    here.set_constraint()
+    here.positions[-1] += [0.1, 0.07, -0.05]
+    here.calc = Repulsion()
+    # the differences' own error, h² = 1e-8 Å² times a third derivative of 1e4 eV/Å³ at most
+    assert here.get_forces() == pytest.approx(calculate_numerical_forces(here, eps=1e-4), abs=1e-4)
+    far = here.copy()
+    far.calc = Repulsion()
+    far.set_cell(1.1 * here.cell.array, scale_atoms=True)
+    far.positions = 1.1 * here.positions
+    assert 0.0 < far.get_potential_energy() < here.get_potential_energy()
 
 
 def test_a_drawn_guess_is_labelled_before_the_first_search():

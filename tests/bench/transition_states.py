@@ -9,8 +9,9 @@ the cheap level, whose structures come from its own search and copies of them, d
 that committee with a new level for the target, which buys labels until model and label agree
 (`refine_saddle`). The last line counts successes: a checked saddle at which the target's energy is within
 30 meV of the direct one's, after at most 12 labels; `ended` says whether the loop saw that it agreed.
-Cheap level: GFN2-xTB; for the metal, which it does not describe, a Morse potential (Girifalco & Weizer,
-Phys. Rev. 114, 687 (1959)). Target: EMT, and PySCF HF/3-21G unless --method and --basis say otherwise.
+Cheap level: GFN2-xTB; the metal, which it does not describe, starts from nothing: no pretraining, both ends
+and the middle of the drawn path are its first labels. Target: EMT, and PySCF HF/3-21G unless --method and
+--basis say otherwise.
 CPU seconds are of this process, one thread.
 """
 
@@ -45,7 +46,6 @@ from ase import Atoms
 from ase.build import add_adsorbate, fcc100
 from ase.calculators.calculator import CalculationFailed, Calculator, SCFError
 from ase.calculators.emt import EMT
-from ase.calculators.morse import MorsePotential
 from ase.constraints import FixAtoms
 from ase.io import read
 from ase.units import Hartree
@@ -74,10 +74,10 @@ class Case:
 
     name: str
     reaction: Reaction
-    cheap: Calculator
+    cheap: Calculator | None  # None: nothing is known but the labels
     target: Calculator
     method: str = "neb+dimer"
-    drawn: int = 0  # images labelled first: where the cheap level is not to be trusted
+    drawn: int = 0  # images labelled first: where there is no cheap level
 
 
 class Recorder:
@@ -113,8 +113,7 @@ def emt_case() -> Case:
     slab.set_constraint(FixAtoms(mask=[atom.tag > 1 for atom in slab]))
     over = slab.copy()
     over.positions[-1, 0] += slab.cell[0, 0] / 2
-    morse = MorsePotential(epsilon=0.2703, r0=3.253, rho0=1.1646 * 3.253, rcut1=1.6, rcut2=2.0)
-    return Case("Al/EMT hop", Reaction("hop", slab, over), morse, EMT(), drawn=1)
+    return Case("Al/EMT hop", Reaction("hop", slab, over), None, EMT(), drawn=1)
 
 
 def molecule_case(name: str, reaction: Reaction, args: argparse.Namespace, scratch: Path) -> Case:
@@ -292,23 +291,25 @@ def labels_of(case: Case, frames: Sequence[Atoms]) -> list[Label | None]:
 
 def active(case: Case, args: argparse.Namespace, wanted_eV: float | None) -> Iterator[Record]:
     """Pretraining and the loop of labels."""
-    frames, record = pretraining_set(case, args)
-    yield record
-    started = time.process_time()
-    students = Students(frames, args)
-    yield {
-        "what": "pretrain", "frames": len(frames), "members": args.committee, "steps": args.steps,
-        "valid_force_rmse_eV_per_A": float(np.mean(students.force_rmse)),
-        "cpu_s": time.process_time() - started,
-    }  # fmt: skip
+    students: Students | None = None
+    if case.cheap is not None:
+        frames, record = pretraining_set(case, args)
+        yield record
+        started = time.process_time()
+        students = Students(frames, args)
+        yield {
+            "what": "pretrain", "frames": len(frames), "members": args.committee, "steps": args.steps,
+            "valid_force_rmse_eV_per_A": float(np.mean(students.force_rmse)),
+            "cpu_s": time.process_time() - started,
+        }  # fmt: skip
     started = time.process_time()
     done = refine_saddle(
         case.reaction,
         explorer(case),
         label=lambda wanted: labels_of(case, wanted),
-        learn=students.learn if args.tune else None,
+        learn=students.learn if students is not None and args.tune else None,
         rng=np.random.default_rng(args.seed),
-        first=students.learn([]),
+        first=None if students is None else students.learn([]),
         max_labels=MOST_LABELS,
         per_turn=args.per_turn,
         drawn=case.drawn,

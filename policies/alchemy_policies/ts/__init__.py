@@ -5,7 +5,7 @@
     modes, irc  Hessians, modes, both ways down         saddles             what counts as one
     bonds       graphs, and reactions found in MD       watch               when a search stops
     search      one reaction                            explorer, refine    many; with labels
-    correction  a committee put right at its labels
+    correction  a committee put right at its labels     repulsion           where to begin without one
 """
 
 from .bonds import bond_changes, bonds, isomorphic

@@ -19,12 +19,14 @@ import numpy as np
 from ase import Atoms
 
 from ..base import PolicyError, SessionFactory
+from ..calculators import CalculatorSessions
 from ..calibration import Calibration
 from ..walkers import bare_copy
 from .correction import Corrected
 from .explorer import TransitionStates
 from .path import first_path
 from .reactions import Reaction, checked, distance_between
+from .repulsion import SOFTNESS, repulsions
 from .saddles import SADDLE
 from .search import SearchResult, search
 from .surface import Surface
@@ -83,7 +85,7 @@ def refine_saddle(
     label: Labeler,
     learn: Trainer | None,
     rng: np.random.Generator,
-    first: tuple[SessionFactory, Calibration],
+    first: tuple[SessionFactory, Calibration] | None,
     max_labels: int = 12,
     per_turn: int = 3,
     drawn: int = 0,
@@ -96,7 +98,8 @@ def refine_saddle(
         label: labels structures, in order.
         learn: given all labels so far, the new committee and its calibration; None keeps the first one, to
             which the correction then is all that is learnt.
-        first: the committee to begin with.
+        first: the committee to begin with; None: atoms that repel each other (`repulsion`), which needs the
+            correction, and at least one drawn image.
         per_turn: labels of one turn.
         drawn: images of the drawn path that are labelled, with both ends, before the first search: for a
             committee that does not know this level, whose first saddle would be anywhere.
@@ -105,10 +108,10 @@ def refine_saddle(
     Raises:
         PolicyError: the ends cannot be joined, see `reactions.checked`; no path can be drawn.
     """
-    if max_labels < 1 or per_turn < 1:
-        raise PolicyError(f"max_labels and per_turn must be at least 1, got {max_labels} and {per_turn}")
-    if learn is None and not correct:
-        raise PolicyError("refine_saddle has neither a trainer nor the correction: nothing would be learnt")
+    _refuse_what_cannot_learn(max_labels, per_turn, learns=learn is not None, correct=correct)
+    if first is None and not (correct and drawn):
+        raise PolicyError("without a first committee refine_saddle needs correct=True and drawn >= 1")
+    first = first or (CalculatorSessions(repulsions()), Calibration.uncalibrated(len(SOFTNESS)))
     ready, committee = checked(reaction), first
     shop = _Shop(label)
     if drawn:
@@ -134,6 +137,13 @@ def refine_saddle(
         if outcome is not None:
             return Refinement(outcome, result, tuple(attempts), tuple(shop.bought))
         committee = learn(shop.bought) if learn is not None else first
+
+
+def _refuse_what_cannot_learn(max_labels: int, per_turn: int, *, learns: bool, correct: bool) -> None:
+    if max_labels < 1 or per_turn < 1:
+        raise PolicyError(f"max_labels and per_turn must be at least 1, got {max_labels} and {per_turn}")
+    if not (learns or correct):
+        raise PolicyError("refine_saddle has neither a trainer nor the correction: nothing would be learnt")
 
 
 @dataclass

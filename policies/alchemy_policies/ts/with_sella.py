@@ -1,7 +1,7 @@
 """Saddles by Sella (Hermes et al., JCTC 18, 6974 (2022)), with the model's own Hessian.
 
-Sella brings jax, so it is an extra. The Hessian comes from batched finite differences of the
-committee's forces, in place of Sella's iterative diagonalisation.
+Sella brings jax, so it is an extra. The Hessian is the committee's own (`modes`), in place of Sella's
+iterative diagonalisation.
 """
 
 from __future__ import annotations
