@@ -161,7 +161,7 @@ def test_a_hop_is_found_from_labels_alone():
 @pytest.mark.parametrize(
     ("settings", "what"),
     [
-        ({"first": None, "drawn": 0}, "without a committee"),
+        ({"first": None, "drawn": 0}, "without a first committee"),
         ({"first": None, "drawn": 1, "correct": False}, "nothing would be learnt"),
     ],
 )

@@ -138,6 +138,8 @@ def test_the_loop_ends_when_model_and_label_agree_at_the_saddle():
     # 50 meV/Å of labelled force on a saddle of 10 eV/Å²: 5 mÅ and a tenth of a meV
     assert done.result.saddle.positions_A[1, :2] == pytest.approx(HIGH, abs=0.02)
     assert [a.labels for a in done.attempts] == sorted(a.labels for a in done.attempts)
+    # the ends' own distance from the minima costs half a force², 0.05 eV/Å, over 5 eV/Å² and more
+    assert done.labelled_barriers_eV[0] == pytest.approx(HIGH_BARRIER, abs=2e-3)
     again = refined()
     assert again.attempts == done.attempts
 
@@ -145,6 +147,7 @@ def test_the_loop_ends_when_model_and_label_agree_at_the_saddle():
 def test_the_loop_ends_at_the_cap_and_with_labels_that_fail():
     capped = refined(max_labels=1)
     assert (capped.outcome, capped.labels) == ("label-cap", 1)
+    assert np.isnan(capped.labelled_barriers_eV).all()
     failing = refined(label=lambda frames: [None] * len(frames))
     assert failing.outcome == "labels-failed"
     assert failing.labelled == ()

@@ -323,6 +323,7 @@ def active(case: Case, args: argparse.Namespace, wanted_eV: float | None) -> Ite
     yield {
         "what": "active", **summary(done.result), "ended": done.outcome, "target_labels": done.labels,
         "saddle_off_meV": None if off is None else 1e3 * off, "success": bool(close),
+        "labelled_barriers_eV": [None if np.isnan(x) else x for x in done.labelled_barriers_eV],
         "turns": [_turn(attempt) for attempt in done.attempts], "cpu_s": cpu,
     }  # fmt: skip
 

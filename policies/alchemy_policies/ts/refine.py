@@ -5,15 +5,17 @@ labelled force on a moving atom < 50 meV/Å, or when the labels are used up. Bet
 search the committee is put right at the labels (`correction`), so that the next saddle is a step of
 Newton's and not of a network that was told twelve numbers.
 
-What is labelled: a saddle that holds its checks, and each end that has not been labelled near where it lies
-now. Without such a saddle, the ends and what else the search offers, best known last. A committee that knows
-nothing of this level is first shown the ends and some images of the path as it is drawn (`drawn`).
+What is labelled: a saddle that holds its checks, and two ends beside it. Without such a saddle, its surplus
+modes, the ends and what else the search offers, best known last. A committee that knows nothing of this level
+is first shown the ends and some images of the path as it is drawn (`drawn`). What is left of the labels when
+the saddle agrees goes to the ends of its ways down.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from ase import Atoms
@@ -69,9 +71,12 @@ class Refinement:
     """How the loop ended: 'agreed', 'label-cap', 'nothing-to-label' or 'labels-failed'."""
 
     outcome: str
-    result: SearchResult  # of the last search
+    result: SearchResult  # of the last search; at the cap of the last two that found one
     attempts: tuple[Attempt, ...]
     labelled: tuple[tuple[Atoms, Label], ...]
+    # label of the saddle − labels of the ends of its ways down, where the committee has these: of a right
+    # saddle no barrier of the labeler's is lower. NaN where one was not labelled
+    labelled_barriers_eV: tuple[float, float] = (math.nan, math.nan)
 
     @property
     def labels(self) -> int:
@@ -114,19 +119,14 @@ def refine_saddle(
     first = first or (CalculatorSessions(repulsions()), Calibration.uncalibrated(len(SOFTNESS)))
     ready, committee = checked(reaction), first
     shop = _Shop(label)
+    bag = shop if correct else None
     if drawn:
         shop.buy(_drawn_path(ready, explorer, drawn, rng.spawn(1)[0])[:max_labels])
         committee = learn(shop.bought) if learn is not None else first
     attempts: list[Attempt] = []
     near: np.ndarray | None = None  # the last saddle that held its checks
     while True:
-        factory, calibration = committee
-        if correct:
-            factory = Corrected(factory, ready.reactant, shop.bought)
-        surface = Surface(ready.reactant, factory, calibration, batch_atoms=explorer.batch_atoms)
-        result = search(
-            surface, ready, options=explorer.search, limits=explorer.limits, rng=rng.spawn(1)[0], near_A=near
-        )
+        surface, result = _searched(ready, explorer, committee, shop=bag, near_A=near, rng=rng)
         if result.found and result.saddle is not None:
             near = result.saddle.positions_A
         room = min(per_turn, max_labels - len(shop.tried))
@@ -134,8 +134,12 @@ def refine_saddle(
         fresh = shop.buy(chosen)
         attempts.append(_attempt(surface, result, shop.bought, labels=len(shop.tried)))
         outcome = _ending(attempts[-1], chosen, fresh, left=max_labels - len(shop.tried))
+        if outcome == "label-cap":  # what the last labels said is not left out
+            committee = learn(shop.bought) if learn is not None else first
+            again = _searched(ready, explorer, committee, shop=bag, near_A=near, rng=rng)
+            surface, result = again if again[1].found else (surface, result)
         if outcome is not None:
-            return Refinement(outcome, result, tuple(attempts), tuple(shop.bought))
+            return _finished(outcome, surface, result, shop, attempts, left=max_labels - len(shop.tried))
         committee = learn(shop.bought) if learn is not None else first
 
 
@@ -162,6 +166,46 @@ class _Shop:
         self.tried += chosen
         self.bought += fresh
         return len(fresh)
+
+
+def _searched(
+    reaction: Reaction,
+    explorer: TransitionStates,
+    committee: tuple[SessionFactory, Calibration],
+    *,
+    shop: _Shop | None,
+    near_A: np.ndarray | None,
+    rng: np.random.Generator,
+) -> tuple[Surface, SearchResult]:
+    """A search on the committee, put right at what the shop has sold."""
+    factory, calibration = committee
+    if shop is not None:
+        factory = Corrected(factory, reaction.reactant, shop.bought)
+    surface = Surface(reaction.reactant, factory, calibration, batch_atoms=explorer.batch_atoms)
+    options, limits, stream = explorer.search, explorer.limits, rng.spawn(1)[0]
+    return surface, search(surface, reaction, options=options, limits=limits, rng=stream, near_A=near_A)
+
+
+def _finished(
+    outcome: str, surface: Surface, result: SearchResult, shop: _Shop, attempts: list[Attempt], *, left: int
+) -> Refinement:
+    """Where labels are left of an agreement, they go to the ends, on which the barrier hangs as much."""
+    barriers, saddle = (math.nan, math.nan), result.saddle
+    if outcome == "agreed" and saddle is not None and saddle.ends_A is not None:
+        ends = [surface.frame(x) for x in saddle.ends_A]
+        shop.buy([a for a in ends if _label_at(a, shop.bought, NEAR_A) is None][: max(0, left)])
+        attempts[-1] = replace(attempts[-1], labels=len(shop.tried))
+        top = _label_at(surface.frame(saddle.positions_A), shop.bought, SAME_SADDLE_A)
+        feet = [_label_at(a, shop.bought, NEAR_A) for a in ends]
+        near, far = (math.nan if top is None or x is None else top.energy_eV - x.energy_eV for x in feet)
+        barriers = near, far
+    return Refinement(outcome, result, tuple(attempts), tuple(shop.bought), barriers)
+
+
+def _label_at(atoms: Atoms, bought: Sequence[tuple[Atoms, Label]], within_A: float) -> Label | None:
+    """The last label of this structure."""
+    near = [said for other, said in bought if distance_between(other, atoms) <= within_A]
+    return near[-1] if near else None
 
 
 def _drawn_path(
@@ -205,10 +249,9 @@ def _attempt(
     if saddle is None or not result.found:
         return Attempt(result.outcome, labels, barrier, None, None)
     here = surface.frame(saddle.positions_A)
-    near = [entry for atoms, entry in bought if distance_between(atoms, here) <= SAME_SADDLE_A]
-    if not near:
+    said = _label_at(here, bought, SAME_SADDLE_A)
+    if said is None:
         return Attempt(result.outcome, labels, barrier, None, None)
-    said = near[-1]
     difference, force = compared(saddle.energy_eV, said, surface.fixed)
     return Attempt(result.outcome, labels, barrier, difference, force)
 
