@@ -179,7 +179,7 @@ def test_selected_frames_together_count_as_four_random_ones_and_old_rounds_fade(
     assert (weights[:3] == 1).all() and weights[3:].sum() == pytest.approx(4.0)
     assert (fresh_weights(np.array([False, False]), np.zeros(2)) == 1).all()  # not more than a random one
     old = fresh_weights(random, np.r_[np.zeros(20), np.full(23, 5)])
-    np.testing.assert_allclose(old[20:], weights[20:] * 0.7**5)
+    np.testing.assert_allclose(old[20:], weights[20:] * 0.6**5)
 
 
 def test_atoms_on_symmetry_elements_do_not_blow_up_the_calibration():

@@ -46,7 +46,7 @@ from .base import PolicyError
 from .spread_law import RESOLUTION_eV_per_A, SpreadLaw, fit_law
 
 LEVEL = 0.9
-SELECTED_COUNT_AS, FADING = 4.0, 0.7  # see `fresh_weights`
+SELECTED_COUNT_AS, FADING = 4.0, 0.6  # see `fresh_weights`
 _ROUND_OFF = 1e-9  # sums of 1/n miss 0.9 by less
 
 
@@ -202,7 +202,7 @@ def fresh_weights(random: np.ndarray, age: np.ndarray) -> np.ndarray:
 
     A frame of the random slice stands for the pool and counts 1. Frames that were selected, for their
     expected error and their novelty, are one kind of frame however many there are: together they count as
-    four, so that they decide while the slice is small and hardly matter later. A round counts 0.7 of the one
+    four, so that they decide while the slice is small and hardly matter later. A round counts 0.6 of the one
     after it, because the committee changes.
 
     Args:
