@@ -22,8 +22,9 @@ def label_jobs(campaign: Campaign, fidelity: str, number: Range, *, rounds: bool
     jobs = campaign.run.labels.of(fidelity)
     if not jobs.batch:
         return None
-    each = float(campaign.select.per_round.get(fidelity, 0)) if rounds else math.inf
-    return tuple(_packed(n, each or math.inf, jobs.pack) for n in number)  # type: ignore[return-value]
+    each = float(campaign.select.per_round.get(fidelity, 0)) if rounds else 0.0
+    low, mid, high = (_packed(n, each or math.inf, jobs.pack) for n in number)
+    return low, mid, high
 
 
 def _packed(labels: float, each: float, pack: int) -> float:

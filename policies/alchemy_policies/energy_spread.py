@@ -23,7 +23,6 @@ import numpy as np
 from tace.prediction import CommitteePrediction
 
 FLOOR_eV_per_atom = 1e-3
-FACTOR = 10.0
 
 
 def energy_spread_per_atom(prediction: CommitteePrediction) -> np.ndarray:
