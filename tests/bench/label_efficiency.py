@@ -31,7 +31,7 @@ from harness import machine
 from pools import PROBLEMS, problem
 from replayed import Begun, Plan, one_thread, replay
 
-OURS, BASELINES = ("calibrated", "lcmd"), ("random", "dpgen", "first_come")
+OURS, BASELINES = ("calibrated", "lcmd"), ("random", "dpgen", "dpgen-wide", "first_come")
 RULES = ("random", "every")
 
 Runs = dict[tuple[str, int], list[tuple[float, float]]]  # method and seed -> (labels, error), ascending

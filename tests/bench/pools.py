@@ -3,6 +3,8 @@
     3bpa    27 atoms; walks at 300, 600 and 1200 K, GFN2-xTB labels; test parts of those temperatures
     pdag    clusters of Pd and Ag with C, H and O on them, GFN1-xTB
     urea    walks at 300 to 1000 K; HF/STO-3G and PBE/def2-SVP of PySCF, the second is the target
+    3bpa-rare, pdag-rare, urea-rare  the same systems as exploration mostly meets them: 85 % of the frames
+            at 300 K, 10 % at 600 K and 5 % at 1200 or 1000 K
     alloy-20, alloy-200  Cu/Au/Pd, bulk and slabs, each frame a composition, strain and short walk of its own
             at 300, 800 or 1300 K, EMT; they differ in the size of the cell alone
 
@@ -114,11 +116,7 @@ def label(frames: Sequence[Atoms], level: str, *, skip: bool = True) -> tuple[li
 
 
 def _3bpa(data: Path | None, scale: float) -> tuple[list[Atoms], dict[str, list[Atoms]]]:
-    if data is None:
-        raise SystemExit("3bpa needs --data: the directory of train_300K and ood_piece_* files")
-    cold = [_bare(a) for a in read(data / "train_300K.extxyz.gz", f":{max(10, round(400 * scale))}")]
-    for n, atoms in enumerate(cold):
-        atoms.info.update(step=n, T=300.0)
+    cold = _published(data, max(10, round(400 * scale)))
     count = max(2, round(20 * scale))
     hot = [
         frame
@@ -126,19 +124,55 @@ def _3bpa(data: Path | None, scale: float) -> tuple[list[Atoms], dict[str, list[
         for seed in range(5)
         for frame in walk(cold[7 * seed % len(cold)], "gfn2", T, frames=count, every=20, seed=seed + int(T))
     ]
+    return cold + hot, _3bpa_tests(data, scale)
+
+
+def _3bpa_rare(data: Path | None, scale: float) -> tuple[list[Atoms], dict[str, list[Atoms]]]:
+    cold = _published(data, max(10, round(500 * scale)))
+    more = [
+        frame
+        for T, frames in ((300, 70), (600, 20), (1200, 10))
+        for seed in range(5)
+        for frame in rare_walk(cold[7 * seed % len(cold)], "gfn2", T, frames=frames * scale, seed=seed + T)
+    ]
+    return cold + more, _3bpa_tests(data, scale)
+
+
+def _published(data: Path | None, count: int) -> list[Atoms]:
+    if data is None:
+        raise SystemExit("3bpa needs --data: the directory of train_300K and ood_piece_* files")
+    frames = [_bare(a) for a in read(data / "train_300K.extxyz.gz", f":{count}")]
+    for n, atoms in enumerate(frames):
+        atoms.info.update(step=n, T=300.0)
+    return frames
+
+
+def _3bpa_tests(data: Path | None, scale: float) -> dict[str, list[Atoms]]:
+    assert data is not None
     limit = max(4, round(30 * min(1.0, 2 * scale)))
-    tests = {
+    return {
         f"{T}K": [_bare(a) for a in read(data / f"ood_piece_{T}K.extxyz.gz", f":{limit}")]
         for T in (300, 600, 1200)
     }
-    return cold + hot, tests
+
+
+RARE_EVERY = {300: 20, 600: 50, 1000: 100, 1200: 100}
+"""Steps between frames of the rare pools: the fewer frames, the farther apart."""
+
+
+def rare_walk(
+    start: Atoms, level: str, T_K: int, *, frames: float, seed: int, timestep_fs: float = 1.0
+) -> list[Atoms]:
+    """A walk of a rare pool; `frames` is rounded, at least one."""
+    count = max(1, round(frames))
+    return walk(start, level, T_K, frames=count, every=RARE_EVERY[T_K], seed=seed, timestep_fs=timestep_fs)
 
 
 def _bare(atoms: Atoms) -> Atoms:
     return Atoms(atoms.numbers, positions=atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
 
 
-def _pdag(data: Path | None, scale: float) -> tuple[list[Atoms], dict[str, list[Atoms]]]:
+def _clusters() -> list[Atoms]:
     """Octahedra of six metal atoms in three compositions, each with one of four adsorbates on a face."""
     starts = []
     for silver in (0, 2, 4):
@@ -149,18 +183,35 @@ def _pdag(data: Path | None, scale: float) -> tuple[list[Atoms], dict[str, list[
             guest.positions[:, 2] += metal.positions[:, 2].max() - guest.positions[:, 2].min() + 1.9
             both = metal + guest
             starts.append(Atoms(both.numbers, positions=both.positions))
-    frames, tests = [], {"500K": [], "1000K": []}
-    count = max(1, round(12 * scale))
-    for n, start in enumerate(starts):
+    return starts
+
+
+def _pdag(data: Path | None, scale: float) -> tuple[list[Atoms], dict[str, list[Atoms]]]:
+    frames, count = [], max(1, round(12 * scale))
+    for n, start in enumerate(_clusters()):
         for T in (300, 600, 1000):
             frames += walk(start, "gfn1", T, frames=count, every=20, seed=100 * n + T, timestep_fs=0.5)
+    return frames, _pdag_tests(max(1, count // 4))
+
+
+def _pdag_rare(data: Path | None, scale: float) -> tuple[list[Atoms], dict[str, list[Atoms]]]:
+    frames = []
+    for n, start in enumerate(_clusters()):
+        for T, some in ((300, 51), (600, 6), (1000, 3)):
+            frames += rare_walk(start, "gfn1", T, frames=some * scale, seed=100 * n + T, timestep_fs=0.5)
+    return frames, _pdag_tests(max(1, round(3 * scale)))
+
+
+def _pdag_tests(count: int) -> dict[str, list[Atoms]]:
+    tests: dict[str, list[Atoms]] = {"500K": [], "1000K": []}
+    for n, start in enumerate(_clusters()):
         for T in (500, 1000):
-            few, seed = max(1, count // 4), 7000 + n + T
-            tests[f"{T}K"] += walk(start, "gfn1", T, frames=few, every=80, seed=seed, timestep_fs=0.5)
-    return frames, tests
+            seed = 7000 + n + T
+            tests[f"{T}K"] += walk(start, "gfn1", T, frames=count, every=80, seed=seed, timestep_fs=0.5)
+    return tests
 
 
-def _urea(data: Path | None, scale: float) -> tuple[list[Atoms], dict[str, list[Atoms]]]:
+def _relaxed_urea() -> Atoms:
     urea = [  # planar, NH2 groups on both sides of CO; the relaxation does the rest
         ("C", 0.0, 0.0), ("O", 0.0, 1.22), ("N", 1.16, -0.7), ("N", -1.16, -0.7),
         ("H", 2.03, -0.2), ("H", 1.16, -1.71), ("H", -2.03, -0.2), ("H", -1.16, -1.71),
@@ -169,19 +220,36 @@ def _urea(data: Path | None, scale: float) -> tuple[list[Atoms], dict[str, list[
     with tempfile.TemporaryDirectory() as scratch:
         start.calc = calculator("gfn2", Path(scratch))
         FIRE(start, logfile=None).run(fmax=0.05, steps=200)
-    start = _bare(start)
-    count = max(2, round(20 * scale))
+    return _bare(start)
+
+
+def _urea(data: Path | None, scale: float) -> tuple[list[Atoms], dict[str, list[Atoms]]]:
+    start, count = _relaxed_urea(), max(2, round(20 * scale))
     frames = [
         frame
         for T in (300, 600, 1000)
         for seed in range(4)
         for frame in walk(start, "gfn2", T, frames=count, every=20, seed=seed + T, timestep_fs=0.5)
     ]
-    tests = {
+    return frames, _urea_tests(start, count, count)
+
+
+def _urea_rare(data: Path | None, scale: float) -> tuple[list[Atoms], dict[str, list[Atoms]]]:
+    start = _relaxed_urea()
+    frames = [
+        frame
+        for T, some in ((300, 51), (600, 6), (1000, 3))
+        for seed in range(4)
+        for frame in rare_walk(start, "gfn2", T, frames=some * scale, seed=seed + T, timestep_fs=0.5)
+    ]
+    return frames, _urea_tests(start, max(2, round(12 * scale)), max(2, round(24 * scale)))
+
+
+def _urea_tests(start: Atoms, cold: int, hot: int) -> dict[str, list[Atoms]]:
+    return {
         f"{T}K": walk(start, "gfn2", T, frames=count, every=60, seed=900 + T, timestep_fs=0.5)
-        for T in (300, 1000)
+        for T, count in ((300, cold), (1000, hot))
     }
-    return frames, tests
 
 
 LATTICE_A = {"Cu": 3.61, "Pd": 3.89, "Au": 4.08}
@@ -216,6 +284,9 @@ PROBLEMS = {
     "3bpa-levels": (_3bpa, ("gfn1", "gfn2"), "1200K"),
     "pdag": (_pdag, ("gfn1",), "1000K"),
     "urea": (_urea, ("hf", "pbe"), "1000K"),
+    "3bpa-rare": (_3bpa_rare, ("gfn2",), "1200K"),
+    "pdag-rare": (_pdag_rare, ("gfn1",), "1000K"),
+    "urea-rare": (_urea_rare, ("pbe",), "1000K"),
     "alloy-20": (lambda data, scale: _alloy(20, scale), ("emt",), "mixed"),
     "alloy-200": (lambda data, scale: _alloy(200, scale), ("emt",), "mixed"),
 }
