@@ -19,6 +19,7 @@ import argparse
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--committees", default="3,4,8")
     parser.add_argument("--method", default="calibrated")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=0, help="for campaigns besides kept ones")
     parser.add_argument("--probe", type=int, default=20, help="fresh frames per round")
     parser.add_argument("--data", type=Path, help="directory of the 3BPA files")
     parser.add_argument("--pools", type=Path, help="where labelled pools are kept")
@@ -186,9 +188,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             given = problem(name, folder=args.pools or Path(scratch), data=args.data, scale=args.scale)
             for members in map(int, args.committees.split(",")):
                 campaigns: dict[int, Campaign] = {}
-                for seed in range(args.seeds):
+                for seed in range(args.first_seed, args.first_seed + args.seeds):
                     own = replace(plan, members=members)
-                    records = list(replay(given, args.method, seed, own, probe=args.probe))
+                    campaign = replay(given, args.method, seed, own, probe=args.probe)
+                    records = list(islice(campaign, plan.rounds - 1))  # the last round asks nothing
                     campaigns[seed] = [r["pairs"] for r in records if "pairs" in r]
                     if args.keep is not None:
                         keep(args.keep / f"{name}-{members}-{seed}.npz", campaigns[seed])
