@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from alchemy_policies.calibration import Calibration, fit_calibration, fresh_weights
+from alchemy_policies.first_committee import at_later_level
 from ase.data import chemical_symbols
 
 from tace.comparison import errors
@@ -236,15 +237,11 @@ def refit(context: Context, state: RoundState) -> tuple[Calibration, dict[str, l
     data = {name: np.concatenate(parts) for name, parts in columns.items()}
     _, first, frame = np.unique(data["frame"], return_index=True, return_inverse=True)
     random = data["random"].astype(bool)[first]
-    weights = fresh_weights(random, state.number - data["round"][first])
-    fitted = fit_calibration(
-        data["numbers"],
-        data["spread"],
-        data["error"],
-        frame,
-        weights=weights[frame],
-        members=context.members,
-    )
+    rounds = data["round"][first]
+    atoms = data["numbers"], data["spread"]
+    error = at_later_level(*atoms, data["error"], frame, random=random, first=rounds == 1)
+    weights = fresh_weights(random, state.number - rounds)[frame]
+    fitted = fit_calibration(*atoms, error, frame, weights=weights, members=context.members)
     if random.sum() < MIN_CALIBRATION_FRAMES:
         note = "; ".join(filter(None, [fitted.note, "mostly selected frames: the random slice is small"]))
         fitted = replace(fitted, note=note)

@@ -21,6 +21,10 @@ one atom each: of 10 to 20 frames of some dozen atoms it holds 95 to 98 % where 
 guarantee, and no such bias. Weights (Tibshirani et al., arXiv:1904.06019) make frames stand for others; those
 of a campaign are in `fresh_weights`.
 
+Fading rounds leave a dozen effective frames (Kish), too few for a quantile of each element, of some of which
+a frame has one atom. Below `min_frames` of them an element keeps its mean and shares the shape: q_Z = a_Z Q,
+Q the quantile of |ΔF|/(a_Z g(max(s, δ))) over all elements.
+
 Without data: let the truth be one more draw from the members' distribution, F_k, F_true ~ N(μ,
 σ²) per component. Then ΔF = F_true − F̄ has variance σ²(1+1/K) and the pooled variance S² of the
 members has 3(K−1) degrees of freedom, so |ΔF|²/(3(1+1/K)S²) ~ F(3, 3(K−1)). With s = √3 S /
@@ -33,7 +37,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -142,6 +146,7 @@ def fit_calibration(
     Args:
         frame_index: which frame an atom belongs to; any integers.
         weights: makes selected frames stand for the pool they were chosen from; equal by default.
+        min_frames: an element in fewer gets the numbers of all; in fewer effective ones, their quantile.
         members: size of the committee, for the bound where the data are too few for one.
     """
     if len(error) == 0:
@@ -154,47 +159,77 @@ def fit_calibration(
         plain = Calibration.uncalibrated(members)
         return Calibration({}, plain.pooled, "not calibrated: the members agree exactly")
 
-    law, frames = _law_of_frames(numbers, spread, error, frame_index, weights)
-
-    def fit(mask: np.ndarray) -> tuple[float, float]:
-        w, s, e = weights[mask], spread[mask], error[mask]
-        q = _conformal_quantile(e / law(_resolved(s)), frame_index[mask], w)
-        return float((w * e).sum() / (w * law(s)).sum()), q
+    size, of_frame = _weight_of_frames(frame_index, weights)
+    _, frame = np.unique(frame_index, return_inverse=True)
+    law = fit_law(numbers, spread, error, mass=weights / size[frame], frames=_effective(of_frame))
+    atoms = _Atoms(numbers, error, law(spread), error / law(_resolved(spread)), frame, weights)
 
     everyone = np.ones(len(numbers), dtype=bool)
-    expected, bound = fit(everyone)
-    notes = []
+    bound, notes = _conformal_quantile(atoms.ratio, frame, weights), []
     if math.isinf(bound):
-        bound = max(normal_bound(members), float((error / law(_resolved(spread))).max()))
-        notes.append(f"{frames} frames are too few for a 90 % bound: the worst seen or theory stands")
-    pooled = ElementCalibration(expected, bound, len(numbers), frames, pooled=True)
-
-    elements, scarce = {}, []
-    for z in np.unique(numbers).tolist():
-        mask = numbers == z
-        own = len(np.unique(frame_index[mask]))
-        entry = ElementCalibration(expected, bound, int(mask.sum()), own, pooled=True)
-        if own >= min_frames and (weights * spread)[mask].sum() > 0:
-            a, q = fit(mask)
-            if math.isfinite(q):
-                entry = ElementCalibration(a, q, int(mask.sum()), own, pooled=False)
-        if entry.pooled:
-            scarce.append(chemical_symbols[z])
-        elements[z] = entry
-    if scarce:
+        bound = max(normal_bound(members), float(atoms.ratio.max()))
+        notes.append(f"{len(size)} frames are too few for a 90 % bound: the worst seen or theory stands")
+    pooled = ElementCalibration(atoms.mean(everyone), bound, len(numbers), len(size), pooled=True)
+    elements = _of_elements(atoms, pooled, min_frames)
+    if scarce := [chemical_symbols[z] for z, entry in elements.items() if entry.pooled]:
         names = ", ".join(scarce)
         notes.insert(0, f"fewer than {min_frames} frames of {names}: pooled over elements")
     return Calibration(elements, pooled, "; ".join(notes), law)
 
 
-def _law_of_frames(
-    numbers: np.ndarray, spread: np.ndarray, error: np.ndarray, frame_index: np.ndarray, weights: np.ndarray
-) -> tuple[SpreadLaw, int]:
-    """How errors grow with the spread, each frame by its mean weight; and how many frames there are."""
+@dataclass(frozen=True)
+class _Atoms:
+    """What is known of atoms [A] of labelled frames."""
+
+    numbers: np.ndarray
+    error: np.ndarray
+    g: np.ndarray
+    ratio: np.ndarray  # |ΔF|/g(max(s, δ))
+    frame: np.ndarray
+    weights: np.ndarray
+
+    def mean(self, of: np.ndarray) -> float:
+        """a of some atoms."""
+        return float((self.weights * self.error)[of].sum() / (self.weights * self.g)[of].sum())
+
+
+def _of_elements(
+    atoms: _Atoms, pooled: ElementCalibration, min_frames: int
+) -> dict[int, ElementCalibration]:
+    """The two numbers of every element, those of all where an element is too rare."""
+    found: dict[int, ElementCalibration] = {}
+    effective: dict[int, float] = {}
+    relative = atoms.ratio.copy()  # to the mean of the element
+    for z in np.unique(atoms.numbers).tolist():
+        of = atoms.numbers == z
+        _, of_frame = _weight_of_frames(atoms.frame[of], atoms.weights[of])
+        entry = replace(pooled, atoms=int(of.sum()), frames=len(of_frame))
+        if entry.frames >= min_frames and (atoms.weights * atoms.g * atoms.error)[of].sum() > 0:
+            entry = replace(entry, expected=atoms.mean(of), pooled=False)
+        if entry.expected > 0:
+            relative[of] /= entry.expected
+        found[z], effective[z] = entry, _effective(of_frame)
+    common = _conformal_quantile(relative, atoms.frame, atoms.weights)
+    for z, entry in found.items():
+        if entry.pooled:
+            continue
+        of, q = atoms.numbers == z, entry.expected * common
+        if effective[z] >= min_frames:
+            q = _conformal_quantile(atoms.ratio[of], atoms.frame[of], atoms.weights[of])
+        known = replace(entry, bound_90=q)
+        found[z] = known if math.isfinite(q) else replace(pooled, atoms=entry.atoms, frames=entry.frames)
+    return found
+
+
+def _weight_of_frames(frame_index: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Atoms of each frame and their mean weight."""
     _, frame, size = np.unique(frame_index, return_inverse=True, return_counts=True)
-    of_frame = np.bincount(frame, weights) / size
-    effective = float(of_frame.sum() ** 2 / (of_frame**2).sum())  # equal weights: all frames (Kish)
-    return fit_law(numbers, spread, error, mass=weights / size[frame], frames=effective), len(size)
+    return size, np.bincount(frame, weights) / size
+
+
+def _effective(of_frame: np.ndarray) -> float:
+    """How many frames of equal weight say as much (Kish)."""
+    return float(of_frame.sum() ** 2 / (of_frame**2).sum())
 
 
 def fresh_weights(random: np.ndarray, age: np.ndarray) -> np.ndarray:

@@ -27,7 +27,7 @@ RESOLUTION_eV_per_A = 1e-4
 none) says nothing and may not be divided by."""
 
 LEAST_EXPONENT = 0.2  # a spread that says nothing at all is still to be told from ten times as much
-_PRIOR_FRAMES, _PRIOR_SCATTER = 4, 0.5
+PRIOR_FRAMES, _PRIOR_SCATTER = 4, 0.5
 _SEEN = 0.95  # share of the spreads up to which the power law holds
 
 
@@ -56,7 +56,7 @@ def fit_law(
     m, element = mass[seen] / mass[seen].sum(), numbers[seen]
     weight = np.bincount(element, m).clip(1e-300)
     dx, dy = (v - (np.bincount(element, m * v) / weight)[element] for v in (x, y))
-    prior = _PRIOR_FRAMES / frames * _PRIOR_SCATTER**2
+    prior = PRIOR_FRAMES / frames * _PRIOR_SCATTER**2
     slope = float(((m * dx * dy).sum() + prior) / ((m * dx**2).sum() + prior))
     order = np.argsort(x)
     highest = x[order][min(len(x) - 1, int(np.searchsorted(np.cumsum(m[order]), _SEEN)))]

@@ -18,6 +18,7 @@ from alchemy_policies.base import Pool
 from alchemy_policies.calibration import Calibration, fit_calibration, fresh_weights, worst_decile
 from alchemy_policies.diversity import Lcmd, MaxDist
 from alchemy_policies.environments import count_frames, frame_environments
+from alchemy_policies.first_committee import at_later_level
 from alchemy_policies.selectors import CalibratedError, DpGen, FirstCome, Random
 from pools import Problem
 
@@ -274,8 +275,9 @@ def refitted(pairs: Sequence[Fresh], members: int) -> Calibration:
     numbers, spread, error = (np.concatenate([f[k] for f in pairs]) for k in range(3))
     index = np.repeat(np.arange(len(pairs)), [len(f[0]) for f in pairs])
     random, number = np.array([f[3] for f in pairs]), np.array([f[4] for f in pairs])
-    weights = fresh_weights(random, number.max() - number)
-    return fit_calibration(numbers, spread, error, index, weights=weights[index], members=members)
+    error = at_later_level(numbers, spread, error, index, random=random, first=number == 1)
+    weights = fresh_weights(random, number.max() - number)[index]
+    return fit_calibration(numbers, spread, error, index, weights=weights, members=members)
 
 
 def one_thread() -> None:
