@@ -12,6 +12,7 @@ from alchemy_policies.calibration import Calibration
 from alchemy_policies.ts import Corrected, Label, Reaction, checked, refine_saddle, search
 from alchemy_policies.ts.correction import Coordinates
 from alchemy_policies.ts.repulsion import Repulsion
+from alchemy_policies.ts.tether import Tether
 from ase import Atoms
 from ase.build import molecule
 from ase.calculators.calculator import Calculator
@@ -19,7 +20,7 @@ from ase.calculators.emt import EMT
 from ase.calculators.fd import calculate_numerical_forces
 from ase.calculators.morse import MorsePotential
 from ts_helpers import HOP as IN_PLANE
-from ts_helpers import MullerBrown, adatom, explore, surface_of
+from ts_helpers import LOW, MullerBrown, adatom, at, explore, surface_of
 
 ALUMINIUM = {"epsilon": 0.2703, "r0": 3.253, "rho0": 1.1646 * 3.253, "rcut1": 1.6, "rcut2": 2.0}
 
@@ -213,21 +214,23 @@ def test_a_saddle_of_higher_order_offers_the_mode_that_it_has_too_many():
 def test_a_search_that_knows_where_the_saddle_was_draws_no_path_and_another_place_costs_no_more_than_one():
     ready, explorer = checked(IN_PLANE), TransitionStates()
 
-    def searched(near_A):
+    def searched(tether):
         return search(
             surface_of(ready.reactant, MullerBrown()), ready, options=explorer.search,
-            limits=explorer.limits, rng=np.random.default_rng(0), near_A=near_A,
+            limits=explorer.limits, rng=np.random.default_rng(0), tether=tether,
         )  # fmt: skip
 
     plain = searched(None)
     near = plain.saddle.positions_A + np.array([[0, 0, 0], [0.05, -0.05, 0.02]])
-    again = searched(near)
+    again = searched(Tether(near, (at(near[1, :2]),), 1.0, held=True))
     assert again.outcome == plain.outcome == "saddle"
     assert again.band is None
     assert again.force_calls < plain.force_calls
     # both stop below 0.02 eV/Å where the stiffness is 5 eV/Å² and more
     assert again.saddle.positions_A == pytest.approx(plain.saddle.positions_A, abs=8e-3)
     # beside the other saddle of this surface, which joins other ends: the path is searched after all
-    other = searched(np.array([[-6.0, 2.0, 0.0], [0.25, 0.28, 0.0]]))
+    beside = at((0.25, 0.28))
+    low = at(LOW)
+    other = searched(Tether(beside.positions, (beside, low), 1.0, held=True))
     assert other.outcome == "saddle"
     assert other.saddle.positions_A == pytest.approx(plain.saddle.positions_A, abs=8e-3)

@@ -123,7 +123,7 @@ def molecule_case(name: str, reaction: Reaction, args: argparse.Namespace, scrat
     calculators = [LabelerCalculator(x, scratch / f"{name}-{x.name}") for x in (cheap, target)]
     # from Baker's guess of HCN the dimer runs into atoms on GFN2-xTB
     how = "sella" if reaction.is_guess else "neb+dimer"
-    return Case(name, reaction, calculators[0], calculators[1], how)
+    return Case(name, reaction, calculators[0], calculators[1], how, drawn=int(reaction.is_guess))
 
 
 def hcn() -> Reaction:

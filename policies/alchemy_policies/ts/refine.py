@@ -1,14 +1,15 @@
 """The loop of labels around one reaction: search, label what decides it, learn, search again.
 
+A climb stops where it leaves the neighbourhood of the labels (`tether`), is labelled there and goes on.
 Ends when model and label agree at a checked saddle, |E_model − E_label| < 30 meV and the largest
 labelled force on a moving atom < 50 meV/Å, or when the labels are used up. Between a training and the next
 search the committee is put right at the labels (`correction`), so that the next saddle is a step of
 Newton's and not of a network that was told twelve numbers.
 
-What is labelled: a saddle that holds its checks, and two ends beside it. Without such a saddle, its surplus
-modes, the ends and what else the search offers, best known last. A committee that knows nothing of this level
-is first shown the ends and some images of the path as it is drawn (`drawn`). What is left of the labels when
-the saddle agrees goes to the ends of its ways down.
+What is labelled: a saddle that holds its checks, or where else the climb came to. Without such a saddle also
+its surplus modes and what else the search offers, best known last. A committee that knows nothing of this
+level is first shown the ends and some images of the path as it is drawn (`drawn`), or the guess. What is left
+of the labels when the saddle agrees goes to the ends of its ways down.
 """
 
 from __future__ import annotations
@@ -31,16 +32,16 @@ from .reactions import Reaction, checked, distance_between
 from .repulsion import SOFTNESS, repulsions
 from .saddles import SADDLE
 from .search import SearchResult, search
-from .surface import Surface
+from .surface import Surface, fixed_atoms
+from .tether import NEAR_A, SAME_SADDLE_A, Tether, next_radius
 
 AGREE_eV, AGREE_eV_per_A = 0.030, 0.050
-MOST_ENDS = 2  # beside a saddle: where a molecule has fallen apart its end is never in the same place again
-NEAR_A = 0.02  # a structure this close to a labelled one teaches nothing
-SAME_SADDLE_A = 5e-4  # a stiff bond, 40 eV/Å², makes 20 meV/Å of it: nearer, the label is that of the saddle
+AT_REST_eV_per_A = 0.2  # F²/2k of a soft bend, 1 eV/Å²: 20 meV, as much as agreement leaves open
 END_MOVED_A = 0.3  # as far as an end may be from the named one (`saddles.SAME_A`)
 # a barrier hangs on its ends as much as on its top
-_TWINS_A = {"saddle": SAME_SADDLE_A, "end": END_MOVED_A}
-_ORDER = ("saddle", "unconfirmed-saddle", "surplus-mode", "end", "crossed", "path", "along-mode", "last-good")
+_TWINS_A = {"saddle": SAME_SADDLE_A, "unconfirmed-saddle": SAME_SADDLE_A, "end": END_MOVED_A}
+_CLIMBED = ("saddle", "climb", "unconfirmed-saddle")
+_ORDER = (*_CLIMBED, "surplus-mode", "crossed", "path", "end", "along-mode", "last-good")
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class Refinement:
     attempts: tuple[Attempt, ...]
     labelled: tuple[tuple[Atoms, Label], ...]
     # label of the saddle − labels of the ends of its ways down, where the committee has these: of a right
-    # saddle no barrier of the labeler's is lower. NaN where one was not labelled
+    # saddle no barrier of the labeler's is lower. NaN where one was not labelled, or has forces there
     labelled_barriers_eV: tuple[float, float] = (math.nan, math.nan)
 
     @property
@@ -107,7 +108,8 @@ def refine_saddle(
             correction, and at least one drawn image.
         per_turn: labels of one turn.
         drawn: images of the drawn path that are labelled, with both ends, before the first search: for a
-            committee that does not know this level, whose first saddle would be anywhere.
+            committee that does not know this level, whose first saddle would be anywhere. Without two ends
+            it is the guess, from which then is climbed.
         correct: whether the committee is put right at the labels before each search.
 
     Raises:
@@ -117,30 +119,59 @@ def refine_saddle(
     if first is None and not (correct and drawn):
         raise PolicyError("without a first committee refine_saddle needs correct=True and drawn >= 1")
     first = first or (CalculatorSessions(repulsions()), Calibration.uncalibrated(len(SOFTNESS)))
-    ready, committee = checked(reaction), first
-    shop = _Shop(label)
+    ready, shop = checked(reaction), _Shop(label)
     bag = shop if correct else None
     if drawn:
         shop.buy(_drawn_path(ready, explorer, drawn, rng.spawn(1)[0])[:max_labels])
-        committee = learn(shop.bought) if learn is not None else first
     attempts: list[Attempt] = []
-    near: np.ndarray | None = None  # the last saddle that held its checks
+    tether = _tether_of_a_guess(ready, shop)
+
+    def searched() -> tuple[Surface, SearchResult]:
+        learnt = learn(shop.bought) if learn is not None and shop.bought else first
+        return _searched(ready, explorer, learnt, shop=bag, tether=tether, rng=rng)
+
     while True:
-        surface, result = _searched(ready, explorer, committee, shop=bag, near_A=near, rng=rng)
-        if result.found and result.saddle is not None:
-            near = result.saddle.positions_A
+        surface, result = searched()
         room = min(per_turn, max_labels - len(shop.tried))
-        chosen = _chosen(surface, result, shop, room)
+        reasons, chosen = _chosen(surface, result, shop, room)
         fresh = shop.buy(chosen)
+        if chosen and reasons[0] in _CLIMBED:
+            tether = _tethered(tether, surface, chosen[0], shop)
         attempts.append(_attempt(surface, result, shop.bought, labels=len(shop.tried)))
         outcome = _ending(attempts[-1], chosen, fresh, left=max_labels - len(shop.tried))
         if outcome == "label-cap":  # what the last labels said is not left out
-            committee = learn(shop.bought) if learn is not None else first
-            again = _searched(ready, explorer, committee, shop=bag, near_A=near, rng=rng)
+            again = searched()
             surface, result = again if again[1].found else (surface, result)
         if outcome is not None:
-            return _finished(outcome, surface, result, shop, attempts, left=max_labels - len(shop.tried))
-        committee = learn(shop.bought) if learn is not None else first
+            return _finished(outcome, surface, result, shop, attempts, most=max_labels, again=searched)
+
+
+def _tether_of_a_guess(reaction: Reaction, shop: _Shop) -> Tether | None:
+    """From a labelled guess the search climbs, instead of looking for a saddle that the committee has."""
+    guessed = reaction.product is None and (reaction.is_guess or reaction.guess is not None)
+    if not guessed or not shop.bought:
+        return None
+    place = shop.bought[0][0]
+    return Tether(place.positions, (place,), held=bool(fixed_atoms(reaction.reactant).any()))
+
+
+def _tethered(tether: Tether | None, surface: Surface, climbed: Atoms, shop: _Shop) -> Tether | None:
+    """The next climb starts at what the last one led to, and goes as far as that was foreseen."""
+    said = _label_at(climbed, shop.bought, SAME_SADDLE_A)
+    if said is None:
+        return tether
+    known, place, free = tuple(a for a, _ in shop.bought), climbed.positions, ~surface.fixed
+    if tether is None:
+        return Tether(place, known, held=not free.all())
+    before = _label_at(surface.frame(tether.start_A), shop.bought, SAME_SADDLE_A)
+    assert before is not None  # it was made of a label
+    within = next_radius(
+        tether.within_A,
+        expected=surface(place[None]).forces_eV_per_A[0, free],
+        said=said.forces_eV_per_A[free],
+        before=before.forces_eV_per_A[free],
+    )
+    return replace(tether, start_A=place, labelled=known, within_A=within)
 
 
 def _refuse_what_cannot_learn(max_labels: int, per_turn: int, *, learns: bool, correct: bool) -> None:
@@ -157,7 +188,6 @@ class _Shop:
     label: Labeler
     bought: list[tuple[Atoms, Label]] = field(default_factory=list)
     tried: list[Atoms] = field(default_factory=list)
-    ends: int = 0  # of those that were tried
 
     def buy(self, chosen: Sequence[Atoms]) -> int:
         """How many of these could be labelled."""
@@ -174,7 +204,7 @@ def _searched(
     committee: tuple[SessionFactory, Calibration],
     *,
     shop: _Shop | None,
-    near_A: np.ndarray | None,
+    tether: Tether | None,
     rng: np.random.Generator,
 ) -> tuple[Surface, SearchResult]:
     """A search on the committee, put right at what the shop has sold."""
@@ -183,23 +213,45 @@ def _searched(
         factory = Corrected(factory, reaction.reactant, shop.bought)
     surface = Surface(reaction.reactant, factory, calibration, batch_atoms=explorer.batch_atoms)
     options, limits, stream = explorer.search, explorer.limits, rng.spawn(1)[0]
-    return surface, search(surface, reaction, options=options, limits=limits, rng=stream, near_A=near_A)
+    return surface, search(surface, reaction, options=options, limits=limits, rng=stream, tether=tether)
 
 
 def _finished(
-    outcome: str, surface: Surface, result: SearchResult, shop: _Shop, attempts: list[Attempt], *, left: int
+    outcome: str,
+    surface: Surface,
+    result: SearchResult,
+    shop: _Shop,
+    attempts: list[Attempt],
+    *,
+    most: int,
+    again: Callable[[], tuple[Surface, SearchResult]],
 ) -> Refinement:
-    """Where labels are left of an agreement, they go to the ends, on which the barrier hangs as much."""
-    barriers, saddle = (math.nan, math.nan), result.saddle
-    if outcome == "agreed" and saddle is not None and saddle.ends_A is not None:
+    """Where labels are left of an agreement, they go to the ends, on which the barrier hangs as much:
+    found and labelled until the labels are at rest there, without which there is no barrier."""
+    near, far, saddle = math.nan, math.nan, result.saddle
+    top = None if saddle is None else _label_at(surface.frame(saddle.positions_A), shop.bought, SAME_SADDLE_A)
+    while outcome == "agreed" and top is not None and saddle is not None and saddle.ends_A is not None:
         ends = [surface.frame(x) for x in saddle.ends_A]
-        shop.buy([a for a in ends if _label_at(a, shop.bought, NEAR_A) is None][: max(0, left)])
+        pulled = [a for a in ends if _at_rest(a, shop.bought, surface.fixed) is None]
+        fresh = [a for a in pulled if _label_at(a, shop.bought, SAME_SADDLE_A) is None]
+        taught = shop.buy(fresh[: max(0, most - len(shop.tried))])
+        feet = [_at_rest(a, shop.bought, surface.fixed) for a in ends]
+        near, far = (math.nan if x is None else top.energy_eV - x.energy_eV for x in feet)
+        if not (taught and len(shop.tried) < most and any(x is None for x in feet)):
+            break
+        surface, closer = again()
+        if not closer.found:
+            break
+        result, saddle = closer, closer.saddle
+    if attempts:
         attempts[-1] = replace(attempts[-1], labels=len(shop.tried))
-        top = _label_at(surface.frame(saddle.positions_A), shop.bought, SAME_SADDLE_A)
-        feet = [_label_at(a, shop.bought, NEAR_A) for a in ends]
-        near, far = (math.nan if top is None or x is None else top.energy_eV - x.energy_eV for x in feet)
-        barriers = near, far
-    return Refinement(outcome, result, tuple(attempts), tuple(shop.bought), barriers)
+    return Refinement(outcome, result, tuple(attempts), tuple(shop.bought), (near, far))
+
+
+def _at_rest(atoms: Atoms, bought: Sequence[tuple[Atoms, Label]], fixed: np.ndarray) -> Label | None:
+    """The label of an end, unless it pulls."""
+    said = _label_at(atoms, bought, NEAR_A)
+    return None if said is None or compared(0.0, said, fixed)[1] > AT_REST_eV_per_A else said
 
 
 def _label_at(atoms: Atoms, bought: Sequence[tuple[Atoms, Label]], within_A: float) -> Label | None:
@@ -221,24 +273,27 @@ def _drawn_path(
     return [bare_copy(start, path[n], start.cell.array) for n in order]
 
 
-def _chosen(surface: Surface, result: SearchResult, shop: _Shop, room: int) -> list[Atoms]:
-    """A saddle, and the ends that are not known; where these are known or there is none, by what was
-    crossed and where the committee errs most."""
+def _chosen(
+    surface: Surface, result: SearchResult, shop: _Shop, room: int
+) -> tuple[list[str], list[Atoms]]:
+    """Reasons and structures: a saddle that holds its checks; what else a climb came to, and what decides its
+    order; without one what was crossed and where the committee errs most, and the ends."""
     ranked = sorted(
         result.offers,
         key=lambda o: (_ORDER.index(o.reason), -np.nan_to_num(o.expected_error_eV_per_A), o.step),
     )
+    climbed = any(offer.reason in _CLIMBED for offer in ranked)
+    reasons: list[str] = []
     chosen: list[Atoms] = []
     for offer in ranked:
-        end = offer.reason == "end"
-        if result.found and chosen and (not end or shop.ends >= MOST_ENDS):
-            break
+        if (result.found and offer.reason != "saddle") or (climbed and offer.reason == "end"):
+            continue
         atoms = surface.frame(offer.positions_A)
         near = _TWINS_A.get(offer.reason, NEAR_A)
         if len(chosen) < room and all(distance_between(atoms, a) > near for a in (*shop.tried, *chosen)):
+            reasons.append(offer.reason)
             chosen.append(atoms)
-            shop.ends += end
-    return chosen
+    return reasons, chosen
 
 
 def _attempt(

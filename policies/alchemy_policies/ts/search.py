@@ -17,6 +17,7 @@ from .path import first_path
 from .reactions import Reaction, distance_between
 from .saddles import SADDLE, Saddle, verified
 from .surface import Surface
+from .tether import BEYOND, NEAR_A, Tether
 from .watch import ABORT, CONVERGED, LABEL_STOP, NOT_CONVERGED, Limits, Offer, Watch
 from .with_sella import climb_sella
 
@@ -83,15 +84,15 @@ def search(
     limits: Limits,
     rng: np.random.Generator,
     known: Sequence[Saddle] = (),
-    near_A: np.ndarray | None = None,
+    tether: Tether | None = None,
 ) -> SearchResult:
     """Look for the saddle of a reaction that `reactions.checked` has passed.
 
     Args:
-        near_A: where another surface has it, [A,3]; climbed from first, and what it leads to is judged like
-            any other saddle. Unless it is the one, the path is searched.
+        tether: where another surface has it; climbed from first, and what it leads to is judged like any
+            other saddle. The path is searched if that is no saddle although it has been labelled.
     """
-    hunt = _Hunt(surface, reaction, options, Watch(surface, limits), rng, near_A)
+    hunt = _Hunt(surface, reaction, options, Watch(surface, limits), rng, tether)
     try:
         outcome = hunt.run(known)
     except NotFiniteError:
@@ -117,7 +118,7 @@ class _Hunt:
     options: SearchOptions
     watch: Watch
     rng: np.random.Generator
-    near_A: np.ndarray | None = None
+    tether: Tether | None = None
     band: Band | None = None
     saddle: Saddle | None = None
 
@@ -128,8 +129,10 @@ class _Hunt:
             code = self._relax_ends()
             if code is not None:
                 return code
-        if self.near_A is not None and self._climbed(self.near_A, None, known) == SADDLE:
-            return SADDLE
+        if self.tether is not None:
+            near = self._climbed_near(self.tether, known)
+            if near is not None:
+                return near
         self.saddle = None
         start, mode = self._single_start()
         if two_ends:
@@ -142,6 +145,16 @@ class _Hunt:
             if options.method == "neb":
                 return self._judged(start, known)
         return self._climbed(start, mode, known)
+
+    def _climbed_near(self, tether: Tether, known: Sequence[Saddle]) -> str | None:
+        """What came of it, or None where the path is to be searched after all."""
+        self.watch.tether = tether
+        outcome = self._climbed(tether.start_A, None, known)
+        self.watch.tether = None
+        if outcome in (SADDLE, BEYOND, NOT_CONVERGED):
+            return outcome
+        place = None if self.saddle is None else self.surface.frame(self.saddle.positions_A)
+        return None if place is None or tether.knows(place, NEAR_A) else outcome
 
     def _climbed(self, start: np.ndarray, mode: np.ndarray | None, known: Sequence[Saddle]) -> str:
         climb = self._climb(start, mode)
@@ -270,8 +283,8 @@ class _Hunt:
                 self._offer(band.positions_A[worst], "path", float(errors[worst - 1]))
 
     def _offer_climb(self, climb: Climb) -> None:
-        if climb.outcome == NOT_CONVERGED:
-            self._offer(climb.positions_A, "path")
+        if climb.outcome in (NOT_CONVERGED, BEYOND):
+            self._offer(climb.positions_A, "path" if self.watch.tether is None else "climb")
 
     def _offer_saddle(self, saddle: Saddle) -> None:
         if saddle.verdict in _KNOWN:

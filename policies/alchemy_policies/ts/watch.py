@@ -15,6 +15,7 @@ import numpy as np
 
 from ..guards import Guards, Reference, guard_forces, guard_frame
 from .surface import Look, Surface
+from .tether import BEYOND, Tether
 
 CONVERGED, NOT_CONVERGED = "converged", "not-converged"
 LABEL_STOP, ABORT, RUNAWAY, FOLDED = "label-stop", "abort", "runaway", "folded"
@@ -52,6 +53,7 @@ class Watch:
     offers: list[Offer] = field(default_factory=list)
     worst_eV_per_A: float = math.nan
     steps: int = 0
+    tether: Tether | None = None
     _above: int = 0
     _checks: int = 0
     _crossed: Offer | None = None
@@ -73,6 +75,8 @@ class Watch:
         code = self._guarded(positions_A, look)
         if code is None and look.errors_eV_per_A is not None:
             code = self._uncertain(positions_A, look)
+        if code is None and self.tether is not None:
+            code = BEYOND if self.tether.leaves(self.surface.frame(positions_A[0])) else None
         if code is not None:
             self._offer_stop(code)
         self.steps += 1

@@ -1,0 +1,164 @@
+"""A search on a corrected committee stays near its labels, and is labelled where it would leave them."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+import pytest
+from alchemy_policies import TransitionStates
+from alchemy_policies.calculators import CalculatorSessions
+from alchemy_policies.calibration import Calibration
+from alchemy_policies.ts import Label, Reaction, checked, refine_saddle, search
+from alchemy_policies.ts.dimer import climb_dimer
+from alchemy_policies.ts.reactions import distance_between
+from alchemy_policies.ts.tether import BEYOND, LEAST_A, MOST_A, Tether, next_radius
+from ase import Atoms
+from ase.calculators.calculator import Calculator, all_changes
+from ts_helpers import LOW, MullerBrown, at, surface_of, watch
+
+STEP_A = 0.1  # of the dimer
+
+
+def forces(*rows: float) -> np.ndarray:
+    return np.array([[x, 0.0, 0.0] for x in rows])
+
+
+def test_what_was_foreseen_widens_the_neighbourhood_and_a_surprise_narrows_it():
+    before, said = forces(1.0, 0.0), forces(3.0, 0.0)  # a change of 2 eV/Å
+    radius = {
+        off: next_radius(0.2, expected=said + forces(off, 0.0), said=said, before=before)
+        for off in (0.0, 1.0, 2.0)  # none, half and all of the change came as a surprise
+    }
+    assert radius[2.0] < radius[1.0] == 0.2 < radius[0.0]
+    within = 0.2
+    for _ in range(20):
+        within = next_radius(within, expected=said, said=said, before=before)
+    assert within == MOST_A
+    for _ in range(20):
+        within = next_radius(within, expected=before, said=said, before=before)
+    assert within == LEAST_A
+
+
+def test_a_climb_stops_one_step_outside_of_the_neighbourhood_and_offers_the_place():
+    start, known = at((0.0, 0.45)), at((0.05, 0.42))  # beside a minimum, 0.26 Å from the saddle
+    ready = checked(Reaction("up", start, is_guess=True))
+    surface = surface_of(ready.reactant, MullerBrown())
+    found = search(
+        surface, ready, options=TransitionStates(search={"method": "dimer"}).search,
+        limits=watch(surface).limits, rng=np.random.default_rng(0),
+        tether=Tether(start.positions, (start, known), 0.1, held=True),
+    )  # fmt: skip
+    assert found.outcome == BEYOND
+    (offer,) = found.offers
+    assert offer.reason == "climb"
+    gone = min(np.linalg.norm(offer.positions_A[1] - a.positions[1]) for a in (start, known))
+    assert 0.1 < gone <= 0.1 + STEP_A
+
+
+def test_a_neighbourhood_that_holds_the_whole_climb_changes_nothing_of_it():
+    surface, start = surface_of(at(LOW), MullerBrown()), at((0.15, 0.35))
+    climbs = []
+    for tether in (None, Tether(start.positions, (start,), 1.0, held=True)):
+        seen = watch(surface)
+        seen.tether = tether
+        climb = climb_dimer(surface, start.positions, seen, fmax_eV_per_A=0.02, max_steps=100)
+        assert climb.outcome == "converged"
+        climbs.append(climb)
+    assert (climbs[0].positions_A == climbs[1].positions_A).all()
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_molecule_that_turned_is_where_it_was_and_one_that_is_held_is_not(turned):
+    flat = Atoms("OHH", [[0.0, 0.0, 0.0], [0.96, 0.0, 0.0], [-0.24, 0.93, 0.0]])
+    moved = flat.copy()
+    moved.rotate(30 if turned else 0, "z")
+    for held in (False, True):
+        assert Tether(flat.positions, (flat,), 0.1, held=held).leaves(moved) == (turned and held)
+
+
+# in the loop ---------------------------------------------------------------------------------------
+
+
+class Triangle(Calculator):
+    """An atom between two others: a double well of r01 − r02, springs on r01 + r02 and on r12. Its saddle is
+    at r01 = r02, 1 eV above two wells, ±0.6 Å away; `stiff` and `shift` make another level of theory."""
+
+    implemented_properties: ClassVar[list[str]] = ["energy", "forces"]
+
+    def __init__(self, *, stiff: float = 1.0, shift: float = 0.0) -> None:
+        super().__init__()
+        self.stiff, self.shift = stiff, shift
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=tuple(all_changes)) -> None:
+        super().calculate(atoms, properties, system_changes)
+        x = self.atoms.positions
+        pairs = ((0, 1), (0, 2), (1, 2))
+        far = {p: x[p[0]] - x[p[1]] for p in pairs}
+        r = {p: np.linalg.norm(v) for p, v in far.items()}
+        u = r[0, 1] - r[0, 2] - self.shift
+        v = r[0, 1] + r[0, 2] - 2.6 - self.shift**2
+        w = r[1, 2] - 2.2 + 0.5 * self.shift
+        well = 0.6**2
+        energy = self.stiff * (u**2 - well) ** 2 / well**2 + 10.0 * self.stiff * v**2 + 8.0 * w**2
+        slope_u = 4.0 * self.stiff * u * (u**2 - well) / well**2
+        slope_v, slope_w = 20.0 * self.stiff * v, 16.0 * w
+        slopes = {(0, 1): slope_v + slope_u, (0, 2): slope_v - slope_u, (1, 2): slope_w}
+        pull = np.zeros((3, 3))
+        for (i, j), slope in slopes.items():
+            pull[i] -= slope * far[i, j] / r[i, j]
+            pull[j] += slope * far[i, j] / r[i, j]
+        self.results = {"energy": float(energy), "forces": pull}
+
+
+CHEAP = Triangle(stiff=0.6, shift=0.4)
+
+
+def label(frames) -> list[Label]:
+    found = []
+    for atoms in frames:
+        work = atoms.copy()
+        work.calc = Triangle()
+        found.append(Label(work.get_potential_energy(), work.get_forces()))
+    return found
+
+
+def loop(max_labels: int):
+    guess = Atoms("HCC", [[0.05, 0.6, 0.0], [-1.05, 0.0, 0.0], [1.1, 0.0, 0.0]])
+    return refine_saddle(
+        Reaction("shift", guess, is_guess=True), TransitionStates(search={"method": "dimer"}),
+        label=label, learn=None, rng=np.random.default_rng(0), drawn=1, max_labels=max_labels,
+        first=(CalculatorSessions(CHEAP), Calibration.uncalibrated()),
+    )  # fmt: skip
+
+
+def top_of(done) -> Atoms:
+    atoms = done.result.reaction.reactant.copy()
+    atoms.positions = done.result.saddle.positions_A
+    return atoms
+
+
+def test_from_a_labelled_guess_no_climb_goes_far_from_what_is_known_and_the_loop_agrees():
+    done = loop(max_labels=5)
+    assert done.outcome == "agreed"
+    frames = [atoms for atoms, _ in done.labelled]
+    assert len(frames) > 3  # the other level of theory was of no use at first
+    for n in range(1, len(frames)):
+        assert min(distance_between(frames[n], a) for a in frames[:n]) <= MOST_A + STEP_A
+    (said,) = label([top_of(done)])
+    # agreed is below 0.05 eV/Å, over the softest stiffness of 10 eV/Å² a tenth of a millielectronvolt
+    assert said.energy_eV == pytest.approx(1.0, abs=1e-3)
+
+
+def test_ends_are_labelled_after_the_agreement_and_a_barrier_stands_on_an_end_at_rest():
+    done = loop(max_labels=30)
+    away = [distance_between(atoms, top_of(done)) for atoms, _ in done.labelled]
+    ends = [n for n, far in enumerate(away) if far > 0.1]
+    assert ends == list(range(ends[0], len(away)))  # none before the saddle was done
+    assert done.outcome == "agreed"
+    # both wells are at 0 eV; at rest is 0.2 eV/Å, and over 10 eV/Å² that is 2 meV
+    assert done.labelled_barriers_eV == pytest.approx((1.0, 1.0), abs=2e-3)
+    short = loop(max_labels=ends[0] + 2)  # one label for each end, at which it pulls
+    assert short.outcome == "agreed"
+    assert np.isnan(short.labelled_barriers_eV).all()
+    assert short.labels == ends[0] + 2
