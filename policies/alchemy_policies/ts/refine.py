@@ -135,7 +135,9 @@ def refine_saddle(
         room = min(per_turn, max_labels - len(shop.tried))
         reasons, chosen = _chosen(surface, result, shop, room)
         fresh = shop.buy(chosen)
-        if chosen and reasons[0] in _CLIMBED:
+        # between two named ends a saddle that fails its checks is as a rule that of another reaction
+        guides = ("saddle",) if tether is None and ready.product is not None else _CLIMBED
+        if chosen and reasons[0] in guides:
             tether = _tethered(tether, surface, chosen[0], shop)
         attempts.append(_attempt(surface, result, shop.bought, labels=len(shop.tried)))
         outcome = _ending(attempts[-1], chosen, fresh, left=max_labels - len(shop.tried))
