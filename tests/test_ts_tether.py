@@ -9,13 +9,15 @@ import pytest
 from alchemy_policies import TransitionStates
 from alchemy_policies.calculators import CalculatorSessions
 from alchemy_policies.calibration import Calibration
-from alchemy_policies.ts import Label, Reaction, checked, refine_saddle, search
+from alchemy_policies.ts import Label, Reaction, checked, refine, refine_saddle, search
 from alchemy_policies.ts.dimer import climb_dimer
 from alchemy_policies.ts.reactions import distance_between
+from alchemy_policies.ts.search import SearchResult
 from alchemy_policies.ts.tether import BEYOND, LEAST_A, MOST_A, Tether, next_radius
+from alchemy_policies.ts.watch import Offer
 from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
-from ts_helpers import LOW, MullerBrown, at, surface_of, watch
+from ts_helpers import LOW, MIDDLE, RIGHT, MullerBrown, at, surface_of, watch
 
 STEP_A = 0.1  # of the dimer
 
@@ -162,3 +164,29 @@ def test_ends_are_labelled_after_the_agreement_and_a_barrier_stands_on_an_end_at
     assert short.outcome == "agreed"
     assert np.isnan(short.labelled_barriers_eV).all()
     assert short.labels == ends[0] + 2
+
+
+@pytest.mark.parametrize(
+    ("reason", "guess", "climbs"),
+    [("unconfirmed-saddle", False, False), ("unconfirmed-saddle", True, True), ("saddle", False, True)],
+)
+def test_between_two_named_ends_only_a_saddle_that_held_its_checks_is_climbed_from(
+    monkeypatch, reason, guess, climbs
+):
+    tethers: list[Tether | None] = []
+    places = iter([(0.2, 0.3), (0.3, 0.3), (0.4, 0.3)])
+
+    def scripted(surface, reaction, *, options, limits, rng, tether):
+        tethers.append(tether)
+        offer = Offer(at(next(places)).positions, reason, 0, 0.1)
+        return SearchResult(reaction, "other-ends", None, None, (offer,), 0.1, 1, 1)
+
+    monkeypatch.setattr(refine, "search", scripted)
+    ends = {"is_guess": True} if guess else {"product": at(RIGHT)}
+    refine_saddle(
+        Reaction("scripted", at(MIDDLE), **ends), TransitionStates(),
+        label=lambda frames: [Label(0.0, np.zeros((2, 3))) for _ in frames], learn=None, max_labels=2,
+        rng=np.random.default_rng(0), first=(CalculatorSessions(MullerBrown()), Calibration.uncalibrated()),
+    )  # fmt: skip
+    assert tethers[0] is None
+    assert (tethers[1] is not None) == climbs
