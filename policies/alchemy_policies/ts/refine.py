@@ -135,9 +135,7 @@ def refine_saddle(
         room = min(per_turn, max_labels - len(shop.tried))
         reasons, chosen = _chosen(surface, result, shop, room)
         fresh = shop.buy(chosen)
-        # between two named ends a saddle that fails its checks is as a rule that of another reaction
-        guides = ("saddle",) if tether is None and ready.product is not None else _CLIMBED
-        if chosen and reasons[0] in guides:
+        if chosen and reasons[0] in _guides(ready, tether):
             tether = _tethered(tether, surface, chosen[0], shop)
         attempts.append(_attempt(surface, result, shop.bought, labels=len(shop.tried)))
         outcome = _ending(attempts[-1], chosen, fresh, left=max_labels - len(shop.tried))
@@ -155,6 +153,12 @@ def _tether_of_a_guess(reaction: Reaction, shop: _Shop) -> Tether | None:
         return None
     place = shop.bought[0][0]
     return Tether(place.positions, (place,), held=bool(fixed_atoms(reaction.reactant).any()))
+
+
+def _guides(reaction: Reaction, tether: Tether | None) -> tuple[str, ...]:
+    """What a first climb may start from: between two named ends a saddle that fails its checks is as a rule
+    that of another reaction."""
+    return ("saddle",) if tether is None and reaction.product is not None else _CLIMBED
 
 
 def _tethered(tether: Tether | None, surface: Surface, climbed: Atoms, shop: _Shop) -> Tether | None:
