@@ -157,6 +157,12 @@ def test_a_hop_is_found_from_labels_alone():
     # the direct search has it at 3.52456 eV; 50 meV/Å of labelled force on 1 eV/Å² is a millielectronvolt
     assert saddle.get_potential_energy() == pytest.approx(3.52456, abs=5e-3)
     assert done.attempts[0].labels > 3  # both ends and the middle were labelled beforehand
+    # the direct search has 0.23407; at rest is 0.2 eV/Å, over 1 eV/Å² 20 meV
+    assert done.labelled_barriers_eV == pytest.approx((0.23407, 0.23407), abs=0.02)
+    assert done.end_labels <= 4  # the drawn ends are near
+    fixed = adatom().constraints[0].index
+    for end in done.ends:
+        assert end.atoms.positions[fixed] == pytest.approx(adatom().positions[fixed], abs=0)
 
 
 @pytest.mark.parametrize(

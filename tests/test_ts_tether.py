@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import numpy as np
 import pytest
 from alchemy_policies import TransitionStates
@@ -16,8 +14,7 @@ from alchemy_policies.ts.search import SearchResult
 from alchemy_policies.ts.tether import BEYOND, LEAST_A, MOST_A, Tether, next_radius
 from alchemy_policies.ts.watch import Offer
 from ase import Atoms
-from ase.calculators.calculator import Calculator, all_changes
-from ts_helpers import LOW, MIDDLE, RIGHT, MullerBrown, at, surface_of, watch
+from ts_helpers import LOW, MIDDLE, RIGHT, MullerBrown, Triangle, at, surface_of, watch
 
 STEP_A = 0.1  # of the dimer
 
@@ -82,37 +79,6 @@ def test_a_molecule_that_turned_is_where_it_was_and_one_that_is_held_is_not(turn
 # in the loop ---------------------------------------------------------------------------------------
 
 
-class Triangle(Calculator):
-    """An atom between two others: a double well of r01 − r02, springs on r01 + r02 and on r12. Its saddle is
-    at r01 = r02, 1 eV above two wells, ±0.6 Å away; `stiff` and `shift` make another level of theory."""
-
-    implemented_properties: ClassVar[list[str]] = ["energy", "forces"]
-
-    def __init__(self, *, stiff: float = 1.0, shift: float = 0.0) -> None:
-        super().__init__()
-        self.stiff, self.shift = stiff, shift
-
-    def calculate(self, atoms=None, properties=("energy",), system_changes=tuple(all_changes)) -> None:
-        super().calculate(atoms, properties, system_changes)
-        x = self.atoms.positions
-        pairs = ((0, 1), (0, 2), (1, 2))
-        far = {p: x[p[0]] - x[p[1]] for p in pairs}
-        r = {p: np.linalg.norm(v) for p, v in far.items()}
-        u = r[0, 1] - r[0, 2] - self.shift
-        v = r[0, 1] + r[0, 2] - 2.6 - self.shift**2
-        w = r[1, 2] - 2.2 + 0.5 * self.shift
-        well = 0.6**2
-        energy = self.stiff * (u**2 - well) ** 2 / well**2 + 10.0 * self.stiff * v**2 + 8.0 * w**2
-        slope_u = 4.0 * self.stiff * u * (u**2 - well) / well**2
-        slope_v, slope_w = 20.0 * self.stiff * v, 16.0 * w
-        slopes = {(0, 1): slope_v + slope_u, (0, 2): slope_v - slope_u, (1, 2): slope_w}
-        pull = np.zeros((3, 3))
-        for (i, j), slope in slopes.items():
-            pull[i] -= slope * far[i, j] / r[i, j]
-            pull[j] += slope * far[i, j] / r[i, j]
-        self.results = {"energy": float(energy), "forces": pull}
-
-
 CHEAP = Triangle(stiff=0.6, shift=0.4)
 
 
@@ -150,20 +116,6 @@ def test_from_a_labelled_guess_no_climb_goes_far_from_what_is_known_and_the_loop
     (said,) = label([top_of(done)])
     # agreed is below 0.05 eV/Å, over the softest stiffness of 10 eV/Å² a tenth of a millielectronvolt
     assert said.energy_eV == pytest.approx(1.0, abs=1e-3)
-
-
-def test_ends_are_labelled_after_the_agreement_and_a_barrier_stands_on_an_end_at_rest():
-    done = loop(max_labels=30)
-    away = [distance_between(atoms, top_of(done)) for atoms, _ in done.labelled]
-    ends = [n for n, far in enumerate(away) if far > 0.1]
-    assert ends == list(range(ends[0], len(away)))  # none before the saddle was done
-    assert done.outcome == "agreed"
-    # both wells are at 0 eV; at rest is 0.2 eV/Å, and over 10 eV/Å² that is 2 meV
-    assert done.labelled_barriers_eV == pytest.approx((1.0, 1.0), abs=2e-3)
-    short = loop(max_labels=ends[0] + 2)  # one label for each end, at which it pulls
-    assert short.outcome == "agreed"
-    assert np.isnan(short.labelled_barriers_eV).all()
-    assert short.labels == ends[0] + 2
 
 
 @pytest.mark.parametrize(

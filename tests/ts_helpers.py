@@ -50,6 +50,37 @@ class MullerBrown(Calculator):
         self.results = {"energy": float(energy), "forces": forces}
 
 
+class Triangle(Calculator):
+    """An atom between two others: a double well of r01 − r02, springs on r01 + r02 and on r12. Its saddle is
+    at r01 = r02, 1 eV above two wells, ±0.6 Å away; `stiff` and `shift` make another level of theory."""
+
+    implemented_properties: ClassVar[list[str]] = ["energy", "forces"]
+
+    def __init__(self, *, stiff: float = 1.0, shift: float = 0.0) -> None:
+        super().__init__()
+        self.stiff, self.shift = stiff, shift
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=tuple(all_changes)) -> None:
+        super().calculate(atoms, properties, system_changes)
+        x = self.atoms.positions
+        pairs = ((0, 1), (0, 2), (1, 2))
+        far = {p: x[p[0]] - x[p[1]] for p in pairs}
+        r = {p: np.linalg.norm(v) for p, v in far.items()}
+        u = r[0, 1] - r[0, 2] - self.shift
+        v = r[0, 1] + r[0, 2] - 2.6 - self.shift**2
+        w = r[1, 2] - 2.2 + 0.5 * self.shift
+        well = 0.6**2
+        energy = self.stiff * (u**2 - well) ** 2 / well**2 + 10.0 * self.stiff * v**2 + 8.0 * w**2
+        slope_u = 4.0 * self.stiff * u * (u**2 - well) / well**2
+        slope_v, slope_w = 20.0 * self.stiff * v, 16.0 * w
+        slopes = {(0, 1): slope_v + slope_u, (0, 2): slope_v - slope_u, (1, 2): slope_w}
+        pull = np.zeros((3, 3))
+        for (i, j), slope in slopes.items():
+            pull[i] -= slope * far[i, j] / r[i, j]
+            pull[j] += slope * far[i, j] / r[i, j]
+        self.results = {"energy": float(energy), "forces": pull}
+
+
 class Pushing(Calculator):
     """A constant force on the second atom: whatever follows it runs away."""
 

@@ -31,6 +31,14 @@ def bonds(atoms: Atoms, factor: float = BONDED) -> Bonds:
     return frozenset(pair for pair, ratio in ratios.items() if ratio < factor)
 
 
+def same_bonds(one: Atoms, other: Atoms) -> bool:
+    """Whether no bond of one is broken in the other; what is neither in one of them counts as either."""
+    here, there = _ratios(one, BROKEN), _ratios(other, BROKEN)
+    lost = [pair for pair, ratio in here.items() if ratio < FORMED and pair not in there]
+    lost += [pair for pair, ratio in there.items() if ratio < FORMED and pair not in here]
+    return not lost
+
+
 def _ratios(atoms: Atoms, reach: float) -> dict[tuple[int, int], float]:
     """Shortest distance in units of the sum of covalent radii, of all pairs within `reach`."""
     radii = covalent_radii[atoms.numbers]

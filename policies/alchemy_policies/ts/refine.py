@@ -8,25 +8,27 @@ Newton's and not of a network that was told twelve numbers.
 
 What is labelled: a saddle that holds its checks, or where else the climb came to. Without such a saddle also
 its surplus modes and what else the search offers, best known last. A committee that knows nothing of this
-level is first shown the ends and some images of the path as it is drawn (`drawn`), or the guess. What is left
-of the labels when the saddle agrees goes to the ends of its ways down.
+level is first shown the ends and some images of the path as it is drawn (`drawn`), or the guess. When the
+saddle agrees, the ends of its ways down are relaxed with labels of their own (`ends`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from ase import Atoms
 
-from ..base import PolicyError, SessionFactory
+from ..base import PolicyError
 from ..calculators import CalculatorSessions
 from ..calibration import Calibration
 from ..walkers import bare_copy
 from .correction import Corrected
+from .ends import End, Learnt, label_ends
 from .explorer import TransitionStates
+from .labels import Label, Labeler, Shop, compared, label_at
 from .path import first_path
 from .reactions import Reaction, checked, distance_between
 from .repulsion import SOFTNESS, repulsions
@@ -36,7 +38,6 @@ from .surface import Surface, fixed_atoms
 from .tether import NEAR_A, SAME_SADDLE_A, Tether, next_radius
 
 AGREE_eV, AGREE_eV_per_A = 0.030, 0.050
-AT_REST_eV_per_A = 0.2  # F²/2k of a soft bend, 1 eV/Å²: 20 meV, as much as agreement leaves open
 END_MOVED_A = 0.3  # as far as an end may be from the named one (`saddles.SAME_A`)
 # a barrier hangs on its ends as much as on its top
 _TWINS_A = {"saddle": SAME_SADDLE_A, "unconfirmed-saddle": SAME_SADDLE_A, "end": END_MOVED_A}
@@ -44,16 +45,7 @@ _CLIMBED = ("saddle", "climb", "unconfirmed-saddle")
 _ORDER = (*_CLIMBED, "surplus-mode", "crossed", "path", "end", "along-mode", "last-good")
 
 
-@dataclass(frozen=True)
-class Label:
-    """What a labeler said; None for a structure that it could not label."""
-
-    energy_eV: float
-    forces_eV_per_A: np.ndarray  # [A,3]
-
-
-Labeler = Callable[[Sequence[Atoms]], Sequence[Label | None]]
-Trainer = Callable[[Sequence[tuple[Atoms, Label]]], tuple[SessionFactory, Calibration]]
+Trainer = Callable[[Sequence[tuple[Atoms, Label]]], Learnt]
 
 
 @dataclass(frozen=True)
@@ -75,13 +67,22 @@ class Refinement:
     result: SearchResult  # of the last search; at the cap of the last two that found one
     attempts: tuple[Attempt, ...]
     labelled: tuple[tuple[Atoms, Label], ...]
-    # label of the saddle − labels of the ends of its ways down, where the committee has these: of a right
-    # saddle no barrier of the labeler's is lower. NaN where one was not labelled, or has forces there
-    labelled_barriers_eV: tuple[float, float] = (math.nan, math.nan)
+    ends: tuple[End, End] = (End(), End())  # of the ways down, in the order of `result.saddle.ends_A`
+    end_labels: int = 0  # bought for them, beyond `labels`
+    top: Label | None = None  # of the saddle that agreed
 
     @property
     def labels(self) -> int:
+        """Bought up to the agreement, or whatever else the loop ended with."""
         return self.attempts[-1].labels if self.attempts else 0
+
+    @property
+    def labelled_barriers_eV(self) -> tuple[float, float]:
+        """Label of the saddle − labels of its ends; NaN of an end that is not 'at-rest', whose `state` says
+        why. An end at rest is 20 meV too high at most where it is soft, so much too low is its barrier."""
+        if self.top is None:
+            return math.nan, math.nan
+        return self.ends[0].below_eV(self.top), self.ends[1].below_eV(self.top)
 
 
 def refine_saddle(
@@ -91,13 +92,14 @@ def refine_saddle(
     label: Labeler,
     learn: Trainer | None,
     rng: np.random.Generator,
-    first: tuple[SessionFactory, Calibration] | None,
+    first: Learnt | None,
     max_labels: int = 12,
+    end_labels: int = 12,
     per_turn: int = 3,
     drawn: int = 0,
     correct: bool = True,
 ) -> Refinement:
-    """Search with the current committee, label, train, until model and label agree.
+    """Search with the current committee, label, train, until model and label agree; then label the ends.
 
     Args:
         explorer: how to search; its reactions are not used.
@@ -106,47 +108,95 @@ def refine_saddle(
             which the correction then is all that is learnt.
         first: the committee to begin with; None: atoms that repel each other (`repulsion`), which needs the
             correction, and at least one drawn image.
-        per_turn: labels of one turn.
+        max_labels: up to the agreement; those that fail count too.
+        end_labels: after it, for both ends together; what `max_labels` leaves over is not added. Three for
+            an end are the rule, up to eight where it falls apart. With 0 only those barriers are known whose
+            ends have been labelled before.
+        per_turn: labels of one turn of the search.
         drawn: images of the drawn path that are labelled, with both ends, before the first search: for a
             committee that does not know this level, whose first saddle would be anywhere. Without two ends
             it is the guess, from which then is climbed.
         correct: whether the committee is put right at the labels before each search.
 
     Raises:
-        PolicyError: the ends cannot be joined, see `reactions.checked`; no path can be drawn.
+        PolicyError: the ends cannot be joined, see `reactions.checked`; no path can be drawn; numbers of
+            labels that are none; nothing that could learn.
     """
     _refuse_what_cannot_learn(max_labels, per_turn, learns=learn is not None, correct=correct)
+    if not isinstance(end_labels, int) or end_labels < 0:
+        raise PolicyError(f"end_labels must be a whole number, 0 or more, got {end_labels}")
     if first is None and not (correct and drawn):
         raise PolicyError("without a first committee refine_saddle needs correct=True and drawn >= 1")
+    knows = first is not None or learn is not None
     first = first or (CalculatorSessions(repulsions()), Calibration.uncalibrated(len(SOFTNESS)))
-    ready, shop = checked(reaction), _Shop(label)
-    bag = shop if correct else None
+    ready, shop = checked(reaction), Shop(label)
     if drawn:
         shop.buy(_drawn_path(ready, explorer, drawn, rng.spawn(1)[0])[:max_labels])
-    attempts: list[Attempt] = []
-    tether = _tether_of_a_guess(ready, shop)
-
-    def searched() -> tuple[Surface, SearchResult]:
-        learnt = learn(shop.bought) if learn is not None and shop.bought else first
-        return _searched(ready, explorer, learnt, shop=bag, tether=tether, rng=rng)
-
-    while True:
-        surface, result = searched()
-        room = min(per_turn, max_labels - len(shop.tried))
-        reasons, chosen = _chosen(surface, result, shop, room)
-        fresh = shop.buy(chosen)
-        if chosen and reasons[0] in _guides(ready, tether):
-            tether = _tethered(tether, surface, chosen[0], shop)
-        attempts.append(_attempt(surface, result, shop.bought, labels=len(shop.tried)))
-        outcome = _ending(attempts[-1], chosen, fresh, left=max_labels - len(shop.tried))
-        if outcome == "label-cap":  # what the last labels said is not left out
-            again = searched()
-            surface, result = again if again[1].found else (surface, result)
-        if outcome is not None:
-            return _finished(outcome, surface, result, shop, attempts, most=max_labels, again=searched)
+    loop = _Loop(ready, explorer, shop, learn, first, correct, rng, _tether_of_a_guess(ready, shop))
+    done = loop.run(max_labels, per_turn)
+    return loop.with_ends(done, end_labels, knows=knows) if done.outcome == "agreed" else done
 
 
-def _tether_of_a_guess(reaction: Reaction, shop: _Shop) -> Tether | None:
+@dataclass
+class _Loop:
+    """What the turns share, and where the next one starts."""
+
+    reaction: Reaction
+    explorer: TransitionStates
+    shop: Shop
+    learn: Trainer | None
+    first: Learnt
+    correct: bool
+    rng: np.random.Generator
+    tether: Tether | None
+
+    def learnt(self) -> Learnt:
+        known = self.shop.bought
+        return self.learn(known) if self.learn is not None and known else self.first
+
+    def searched(self) -> tuple[Surface, SearchResult]:
+        """A search on the committee, put right at what the shop has sold."""
+        explorer, start = self.explorer, self.reaction.reactant
+        factory, calibration = self.learnt()
+        if self.correct:
+            factory = Corrected(factory, start, self.shop.bought)
+        surface = Surface(start, factory, calibration, batch_atoms=explorer.batch_atoms)
+        return surface, search(
+            surface, self.reaction, options=explorer.search, limits=explorer.limits,
+            rng=self.rng.spawn(1)[0], tether=self.tether,
+        )  # fmt: skip
+
+    def run(self, max_labels: int, per_turn: int) -> Refinement:
+        shop, attempts = self.shop, list[Attempt]()
+        while True:
+            surface, result = self.searched()
+            room = min(per_turn, max_labels - len(shop.tried))
+            reasons, chosen = _chosen(surface, result, shop, room)
+            fresh = sum(said is not None for said in shop.buy(chosen))
+            if chosen and reasons[0] in _guides(self.reaction, self.tether):
+                self.tether = _tethered(self.tether, surface, chosen[0], shop)
+            attempts.append(_attempt(surface, result, shop.bought, labels=len(shop.tried)))
+            outcome = _ending(attempts[-1], chosen, fresh, left=max_labels - len(shop.tried))
+            if outcome == "label-cap":  # what the last labels said is not left out
+                again = self.searched()
+                surface, result = again if again[1].found else (surface, result)
+            if outcome is not None:
+                return Refinement(outcome, result, tuple(attempts), tuple(shop.bought))
+
+    def with_ends(self, done: Refinement, most: int, *, knows: bool) -> Refinement:
+        """A saddle that agreed, with the ends of its ways down."""
+        saddle, start, shop = done.result.saddle, self.reaction.reactant, self.shop
+        assert saddle is not None  # agreed
+        top = label_at(bare_copy(start, saddle.positions_A, start.cell.array), shop.bought, SAME_SADDLE_A)
+        ends = label_ends(
+            (self.reaction, done.result.reaction), saddle, shop, explorer=self.explorer, learnt=self.learnt,
+            knows=knows, correct=self.correct, most=most,
+        )  # fmt: skip
+        spent = len(shop.tried) - done.labels
+        return replace(done, labelled=tuple(shop.bought), ends=ends, end_labels=spent, top=top)
+
+
+def _tether_of_a_guess(reaction: Reaction, shop: Shop) -> Tether | None:
     """From a labelled guess the search climbs, instead of looking for a saddle that the committee has."""
     guessed = reaction.product is None and (reaction.is_guess or reaction.guess is not None)
     if not guessed or not shop.bought:
@@ -161,15 +211,15 @@ def _guides(reaction: Reaction, tether: Tether | None) -> tuple[str, ...]:
     return ("saddle",) if tether is None and reaction.product is not None else _CLIMBED
 
 
-def _tethered(tether: Tether | None, surface: Surface, climbed: Atoms, shop: _Shop) -> Tether | None:
+def _tethered(tether: Tether | None, surface: Surface, climbed: Atoms, shop: Shop) -> Tether | None:
     """The next climb starts at what the last one led to, and goes as far as that was foreseen."""
-    said = _label_at(climbed, shop.bought, SAME_SADDLE_A)
+    said = label_at(climbed, shop.bought, SAME_SADDLE_A)
     if said is None:
         return tether
     known, place, free = tuple(a for a, _ in shop.bought), climbed.positions, ~surface.fixed
     if tether is None:
         return Tether(place, known, held=not free.all())
-    before = _label_at(surface.frame(tether.start_A), shop.bought, SAME_SADDLE_A)
+    before = label_at(surface.frame(tether.start_A), shop.bought, SAME_SADDLE_A)
     assert before is not None  # it was made of a label
     within = next_radius(
         tether.within_A,
@@ -187,85 +237,6 @@ def _refuse_what_cannot_learn(max_labels: int, per_turn: int, *, learns: bool, c
         raise PolicyError("refine_saddle has neither a trainer nor the correction: nothing would be learnt")
 
 
-@dataclass
-class _Shop:
-    """What has been labelled, and what was tried."""
-
-    label: Labeler
-    bought: list[tuple[Atoms, Label]] = field(default_factory=list)
-    tried: list[Atoms] = field(default_factory=list)
-
-    def buy(self, chosen: Sequence[Atoms]) -> int:
-        """How many of these could be labelled."""
-        said = list(self.label(chosen)) if chosen else []
-        fresh = [(a, entry) for a, entry in zip(chosen, said, strict=True) if entry is not None]
-        self.tried += chosen
-        self.bought += fresh
-        return len(fresh)
-
-
-def _searched(
-    reaction: Reaction,
-    explorer: TransitionStates,
-    committee: tuple[SessionFactory, Calibration],
-    *,
-    shop: _Shop | None,
-    tether: Tether | None,
-    rng: np.random.Generator,
-) -> tuple[Surface, SearchResult]:
-    """A search on the committee, put right at what the shop has sold."""
-    factory, calibration = committee
-    if shop is not None:
-        factory = Corrected(factory, reaction.reactant, shop.bought)
-    surface = Surface(reaction.reactant, factory, calibration, batch_atoms=explorer.batch_atoms)
-    options, limits, stream = explorer.search, explorer.limits, rng.spawn(1)[0]
-    return surface, search(surface, reaction, options=options, limits=limits, rng=stream, tether=tether)
-
-
-def _finished(
-    outcome: str,
-    surface: Surface,
-    result: SearchResult,
-    shop: _Shop,
-    attempts: list[Attempt],
-    *,
-    most: int,
-    again: Callable[[], tuple[Surface, SearchResult]],
-) -> Refinement:
-    """Where labels are left of an agreement, they go to the ends, on which the barrier hangs as much:
-    found and labelled until the labels are at rest there, without which there is no barrier."""
-    near, far, saddle = math.nan, math.nan, result.saddle
-    top = None if saddle is None else _label_at(surface.frame(saddle.positions_A), shop.bought, SAME_SADDLE_A)
-    while outcome == "agreed" and top is not None and saddle is not None and saddle.ends_A is not None:
-        ends = [surface.frame(x) for x in saddle.ends_A]
-        pulled = [a for a in ends if _at_rest(a, shop.bought, surface.fixed) is None]
-        fresh = [a for a in pulled if _label_at(a, shop.bought, SAME_SADDLE_A) is None]
-        taught = shop.buy(fresh[: max(0, most - len(shop.tried))])
-        feet = [_at_rest(a, shop.bought, surface.fixed) for a in ends]
-        near, far = (math.nan if x is None else top.energy_eV - x.energy_eV for x in feet)
-        if not (taught and len(shop.tried) < most and any(x is None for x in feet)):
-            break
-        surface, closer = again()
-        if not closer.found:
-            break
-        result, saddle = closer, closer.saddle
-    if attempts:
-        attempts[-1] = replace(attempts[-1], labels=len(shop.tried))
-    return Refinement(outcome, result, tuple(attempts), tuple(shop.bought), (near, far))
-
-
-def _at_rest(atoms: Atoms, bought: Sequence[tuple[Atoms, Label]], fixed: np.ndarray) -> Label | None:
-    """The label of an end, unless it pulls."""
-    said = _label_at(atoms, bought, NEAR_A)
-    return None if said is None or compared(0.0, said, fixed)[1] > AT_REST_eV_per_A else said
-
-
-def _label_at(atoms: Atoms, bought: Sequence[tuple[Atoms, Label]], within_A: float) -> Label | None:
-    """The last label of this structure."""
-    near = [said for other, said in bought if distance_between(other, atoms) <= within_A]
-    return near[-1] if near else None
-
-
 def _drawn_path(
     reaction: Reaction, explorer: TransitionStates, images: int, rng: np.random.Generator
 ) -> list[Atoms]:
@@ -280,7 +251,7 @@ def _drawn_path(
 
 
 def _chosen(
-    surface: Surface, result: SearchResult, shop: _Shop, room: int
+    surface: Surface, result: SearchResult, shop: Shop, room: int
 ) -> tuple[list[str], list[Atoms]]:
     """Reasons and structures: a saddle that holds its checks; what else a climb came to, and what decides its
     order; without one what was crossed and where the committee errs most, and the ends."""
@@ -310,17 +281,11 @@ def _attempt(
     if saddle is None or not result.found:
         return Attempt(result.outcome, labels, barrier, None, None)
     here = surface.frame(saddle.positions_A)
-    said = _label_at(here, bought, SAME_SADDLE_A)
+    said = label_at(here, bought, SAME_SADDLE_A)
     if said is None:
         return Attempt(result.outcome, labels, barrier, None, None)
     difference, force = compared(saddle.energy_eV, said, surface.fixed)
     return Attempt(result.outcome, labels, barrier, difference, force)
-
-
-def compared(energy_eV: float, said: Label, fixed: np.ndarray) -> tuple[float, float]:
-    """Model − label in energy, and the largest labelled force on a moving atom."""
-    forces = np.linalg.norm(np.asarray(said.forces_eV_per_A), axis=1)
-    return energy_eV - said.energy_eV, float(forces[~fixed].max())
 
 
 def agrees(difference_eV: float | None, force_eV_per_A: float | None) -> bool:

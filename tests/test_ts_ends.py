@@ -1,0 +1,231 @@
+"""After a saddle agreed its ends are relaxed with labels; a barrier stands on ends at rest or is unknown."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from alchemy_policies import PolicyError, TransitionStates
+from alchemy_policies.calculators import CalculatorSessions
+from alchemy_policies.calibration import Calibration
+from alchemy_policies.ts import Label, Reaction, refine_saddle
+from alchemy_policies.ts.bonds import same_bonds
+from alchemy_policies.ts.ends import label_ends
+from alchemy_policies.ts.labels import Shop
+from alchemy_policies.ts.reactions import distance_between
+from alchemy_policies.ts.tether import SAME_SADDLE_A
+from ase import Atoms
+from ase.calculators.calculator import Calculator, all_changes
+from ts_helpers import HIGH_BARRIER, HOP, LEFT, MIDDLE, RIGHT, MullerBrown, Triangle, at, explore
+
+CHEAP = Triangle(stiff=0.7, shift=0.2)
+GUESS = Atoms("HCC", [[0.05, 0.6, 0.0], [-1.05, 0.0, 0.0], [1.1, 0.0, 0.0]])
+
+
+def labelled(frames, calculator) -> list[Label]:
+    found = []
+    for atoms in frames:
+        work = atoms.copy()
+        work.calc = calculator
+        found.append(Label(work.get_potential_energy(), work.get_forces(apply_constraint=False)))
+    return found
+
+
+def loop(label=lambda frames: labelled(frames, Triangle()), **settings):
+    """Around one guess; both wells of the label are 1 eV below its saddle, those of the committee 0.7 eV."""
+    return refine_saddle(
+        Reaction("shift", GUESS, is_guess=True), TransitionStates(search={"method": "dimer"}),
+        label=label, learn=None, rng=np.random.default_rng(0), drawn=1,
+        first=(CalculatorSessions(CHEAP), Calibration.uncalibrated()), **settings,
+    )  # fmt: skip
+
+
+def hop(**settings):
+    """Between two named ends beside a fixed atom; the committee's plane is tilted until labels come in."""
+
+    def student(known):
+        tilt = 0.4 / (1 + len(known)) ** 1.5
+        return CalculatorSessions(MullerBrown(slope=tilt)), Calibration.uncalibrated()
+
+    def label(frames):
+        said = labelled(frames, MullerBrown())
+        for entry in said:
+            entry.forces_eV_per_A[0] = [1.0, 0.0, 0.0]  # on the fixed atom: it does not count
+        return said
+
+    return refine_saddle(
+        HOP, TransitionStates(), label=label, learn=student,
+        first=student([]), rng=np.random.default_rng(0), **settings,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole():
+    return loop()
+
+
+def states(done) -> list[str]:
+    return [end.state for end in done.ends]
+
+
+def test_the_labelled_barriers_are_those_of_a_direct_search(whole):
+    done = whole
+    assert (done.outcome, states(done)) == ("agreed", ["at-rest", "at-rest"])
+    # at rest is 0.2 eV/Å, which over 10 eV/Å² and more is 2 meV
+    assert done.labelled_barriers_eV == pytest.approx((1.0, 1.0), abs=2e-3)
+    assert len(done.labelled) == done.labels + done.end_labels
+    said = labelled([end.atoms for end in done.ends], Triangle())
+    for end, entry, barrier in zip(done.ends, said, done.labelled_barriers_eV, strict=True):
+        assert end.label.energy_eV == entry.energy_eV
+        assert barrier == done.top.energy_eV - entry.energy_eV
+
+
+def test_each_barrier_belongs_to_the_end_that_was_named_and_fixed_atoms_stay_as_they_are():
+    done = hop()
+    assert (done.outcome, states(done)) == ("agreed", ["at-rest", "at-rest"])
+    report = explore([at(LEFT), at(MIDDLE)], MullerBrown()).facts["reactions"][0]
+    # 0.2 eV/Å over 5 eV/Å² and more: 4 meV; of the direct search's ends, at 0.05 eV/Å, a quarter of one
+    wanted = report["barrier_eV"], report["reverse_barrier_eV"]
+    assert done.labelled_barriers_eV == pytest.approx(wanted, abs=5e-3)
+    assert wanted[0] == pytest.approx(HIGH_BARRIER, abs=2e-3)
+    assert wanted[0] > wanted[1] + 0.5
+    for end, point in zip(done.ends, (LEFT, MIDDLE), strict=True):
+        assert end.atoms.positions[0] == pytest.approx(at(point).positions[0], abs=0)
+        assert end.atoms.positions[1, :2] == pytest.approx(point, abs=0.04)  # 0.2 eV/Å over 5 eV/Å²
+
+
+@pytest.mark.parametrize("most", [0, 3, 30])
+def test_no_more_labels_than_allowed_no_structure_twice_and_the_saddle_is_the_same(most, whole):
+    asked: list[Atoms] = []
+
+    def label(frames):
+        asked.extend(atoms.copy() for atoms in frames)
+        return labelled(frames, Triangle())
+
+    done = loop(label, end_labels=most)
+    assert len(asked) == done.labels + done.end_labels
+    assert done.end_labels == min(most, whole.end_labels)
+    assert whole.end_labels < 12
+    apart = [distance_between(a, b) for n, a in enumerate(asked) for b in asked[:n]]
+    assert min(apart) > SAME_SADDLE_A
+    assert (done.outcome, done.labels, done.attempts) == (whole.outcome, whole.labels, whole.attempts)
+    assert (done.result.saddle.positions_A == whole.result.saddle.positions_A).all()
+
+
+def test_a_barrier_without_enough_labels_is_unknown_and_says_why():
+    none, few = loop(end_labels=0), loop(end_labels=2)
+    assert states(none) == ["not-labelled"] * 2
+    assert states(few) == ["pulls"] * 2  # asked once each, where the committee has its minima
+    one = loop(end_labels=1)
+    assert states(one) == ["pulls", "not-labelled"]
+    capped = loop(max_labels=2)
+    assert capped.outcome != "agreed"
+    assert states(capped) == ["not-labelled"] * 2
+    assert np.isnan([done.labelled_barriers_eV for done in (none, few, one, capped)]).all()
+
+
+@pytest.mark.parametrize("most", [-1, 2.5, float("nan"), "3"])
+def test_a_number_of_labels_that_is_none_is_refused(most):
+    with pytest.raises(PolicyError, match="end_labels must be a whole number"):
+        loop(end_labels=most)
+
+
+def test_ends_that_are_labelled_already_cost_nothing():
+    """Both named ends are the labeler's own minima and were drawn, with the middle between them."""
+    done = hop(drawn=1, end_labels=0)
+    assert (done.outcome, done.end_labels) == ("agreed", 0)
+    assert done.labelled_barriers_eV[0] == pytest.approx(HIGH_BARRIER, abs=1e-3)  # of the saddle's 0.05 eV/Å
+    assert states(done) == ["at-rest"] * 2
+
+
+@pytest.mark.parametrize("failing", [0, 3])
+def test_a_label_that_fails_at_an_end_is_survived(failing, whole):
+    bought: list[Label | None] = []
+
+    def label(frames):
+        said = labelled(frames, Triangle())
+        for entry in said:
+            bought.append(None if len(bought) == whole.labels + failing else entry)
+        return bought[len(bought) - len(said) :]
+
+    done = loop(label)
+    assert bought.count(None) == 1
+    assert (done.outcome, states(done)) == ("agreed", ["at-rest", "at-rest"])
+    assert done.labelled_barriers_eV == pytest.approx((1.0, 1.0), abs=2e-3)
+    assert len(done.labelled) == done.labels + done.end_labels - 1  # what failed was paid for
+
+
+def test_where_no_label_of_the_ends_can_be_had_the_saddle_still_agrees(whole):
+    asked: list[Atoms] = []
+
+    def label(frames):
+        asked.extend(frames)
+        if len(asked) > whole.labels:
+            return [None] * len(frames)
+        return labelled(frames, Triangle())
+
+    done = loop(label)
+    assert (done.outcome, states(done)) == ("agreed", ["not-labelled"] * 2)
+    assert done.end_labels == 4  # the committee's minimum, then the end of the way down
+
+
+# another state -------------------------------------------------------------------------------------
+
+
+def ended(reaction, ends, committee, label, *, correct):
+    """The ends of a saddle that is made up."""
+    middle = (ends[0].positions + ends[1].positions) / 2
+    return label_ends(
+        [reaction], SimpleNamespace(positions_A=middle, ends_A=tuple(a.positions for a in ends)),
+        Shop(lambda frames: labelled(frames, label)), knows=True, correct=correct, most=20,
+        learnt=lambda: (CalculatorSessions(committee), Calibration.uncalibrated()),
+        explorer=TransitionStates(),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("there", "state"), [(MIDDLE, "at-rest"), (RIGHT, "another-state"), (LEFT, "another-state")]
+)
+def test_ends_at_rest_that_are_not_the_two_that_were_named_are_another_state(there, state):
+    beside = np.add(there, 0.05)
+    found = ended(HOP, [at(LEFT), at(beside)], MullerBrown(), MullerBrown(), correct=False)
+    assert [end.state for end in found] == [state] * 2
+    assert np.isnan(found[1].below_eV(Label(0.0, np.zeros((2, 3))))) == (state != "at-rest")
+
+
+class Wells(Calculator):
+    """Two atoms with minima at two distances."""
+
+    implemented_properties = ["energy", "forces"]  # noqa: RUF012
+
+    def __init__(self, near: float, far: float) -> None:
+        super().__init__()
+        self.near, self.far = near, far
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=tuple(all_changes)) -> None:
+        super().calculate(atoms, properties, system_changes)
+        apart = self.atoms.positions[1] - self.atoms.positions[0]
+        r = np.linalg.norm(apart)
+        a, b = r - self.near, r - self.far
+        pull = 2.0 * a * b * (a + b) * apart / r
+        self.results = {"energy": float((a * b) ** 2), "forces": np.array([pull, -pull])}
+
+
+def pair(distance: float) -> Atoms:
+    return Atoms("HeH", [[0.0, 0.0, 0.0], [distance, 0.0, 0.0]])
+
+
+def test_an_end_that_loses_a_bond_on_its_way_to_rest_is_another_state():
+    reaction = Reaction("apart", pair(1.6), is_guess=True)
+    near, far = ended(reaction, [pair(0.65), pair(3.0)], Wells(0.65, 3.0), Wells(1.3, 3.0), correct=True)
+    assert near.atoms.get_distance(0, 1) == pytest.approx(1.3, abs=0.05)
+    assert (near.state, far.state) == ("another-state", "at-rest")
+
+
+def test_a_bond_counts_as_broken_only_well_beyond_where_it_forms():
+    bound, stretched, apart = pair(0.65), pair(0.8), pair(1.0)  # 1.1, 1.36 and 1.7 of the sum of radii
+    assert same_bonds(bound, stretched)
+    assert same_bonds(stretched, apart)
+    assert not same_bonds(bound, apart)
+    assert not same_bonds(apart, bound)
