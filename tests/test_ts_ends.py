@@ -173,15 +173,21 @@ def test_where_no_label_of_the_ends_can_be_had_the_saddle_still_agrees(whole):
 # another state -------------------------------------------------------------------------------------
 
 
-def ended(reaction, ends, committee, label, *, correct):
-    """The ends of a saddle that is made up."""
+def ended(reaction, ends, learnt, label, *, correct, known=()):
+    """The ends of a saddle that is made up; `learnt` makes a committee of the number of labels."""
     middle = (ends[0].positions + ends[1].positions) / 2
-    return label_ends(
-        [reaction], SimpleNamespace(positions_A=middle, ends_A=tuple(a.positions for a in ends)),
-        Shop(lambda frames: labelled(frames, label)), knows=True, correct=correct, most=20,
-        learnt=lambda: (CalculatorSessions(committee), Calibration.uncalibrated()),
-        explorer=TransitionStates(),
+    shop = Shop(lambda frames: labelled(frames, label), list(zip(known, labelled(known, label), strict=True)))
+    asked: list[int] = []
+
+    def committee():
+        asked.append(len(shop.bought))
+        return CalculatorSessions(learnt(len(shop.bought))), Calibration.uncalibrated()
+
+    found = label_ends(
+        [reaction], SimpleNamespace(positions_A=middle, ends_A=tuple(a.positions for a in ends)), shop,
+        explorer=TransitionStates(), learnt=committee, knows=True, correct=correct, most=20,
     )  # fmt: skip
+    return found, asked
 
 
 @pytest.mark.parametrize(
@@ -189,27 +195,37 @@ def ended(reaction, ends, committee, label, *, correct):
 )
 def test_ends_at_rest_that_are_not_the_two_that_were_named_are_another_state(there, state):
     beside = np.add(there, 0.05)
-    found = ended(HOP, [at(LEFT), at(beside)], MullerBrown(), MullerBrown(), correct=False)
+    found, _ = ended(HOP, [at(LEFT), at(beside)], lambda _: MullerBrown(), MullerBrown(), correct=False)
     assert [end.state for end in found] == [state] * 2
     assert np.isnan(found[1].below_eV(Label(0.0, np.zeros((2, 3))))) == (state != "at-rest")
 
 
+def test_a_committee_that_is_not_corrected_learns_from_each_turn():
+    def trained(labels):
+        return MullerBrown(slope=0.6 * 0.3**labels)
+
+    found, asked = ended(HOP, [at(LEFT), at(MIDDLE)], trained, MullerBrown(), correct=False)
+    assert [end.state for end in found] == ["at-rest"] * 2
+    assert asked == sorted(set(asked))
+    assert asked[-1] > 2  # 0.6 eV/Å at first: one label each was not enough
+
+
 class Wells(Calculator):
-    """Two atoms with minima at two distances."""
+    """Two atoms with minima at two distances, 2 `height` (far − near)² stiff."""
 
     implemented_properties = ["energy", "forces"]  # noqa: RUF012
 
-    def __init__(self, near: float, far: float) -> None:
+    def __init__(self, near: float, far: float, height: float = 1.0) -> None:
         super().__init__()
-        self.near, self.far = near, far
+        self.near, self.far, self.height = near, far, height
 
     def calculate(self, atoms=None, properties=("energy",), system_changes=tuple(all_changes)) -> None:
         super().calculate(atoms, properties, system_changes)
         apart = self.atoms.positions[1] - self.atoms.positions[0]
         r = np.linalg.norm(apart)
         a, b = r - self.near, r - self.far
-        pull = 2.0 * a * b * (a + b) * apart / r
-        self.results = {"energy": float((a * b) ** 2), "forces": np.array([pull, -pull])}
+        pull = 2.0 * self.height * a * b * (a + b) * apart / r
+        self.results = {"energy": float(self.height * (a * b) ** 2), "forces": np.array([pull, -pull])}
 
 
 def pair(distance: float) -> Atoms:
@@ -218,9 +234,11 @@ def pair(distance: float) -> Atoms:
 
 def test_an_end_that_loses_a_bond_on_its_way_to_rest_is_another_state():
     reaction = Reaction("apart", pair(1.6), is_guess=True)
-    near, far = ended(reaction, [pair(0.65), pair(3.0)], Wells(0.65, 3.0), Wells(1.3, 3.0), correct=True)
+    ends, trained = [pair(0.65), pair(3.0)], lambda _: Wells(0.65, 3.0)
+    (near, far), asked = ended(reaction, ends, trained, Wells(1.3, 3.0), correct=True)
     assert near.atoms.get_distance(0, 1) == pytest.approx(1.3, abs=0.05)
     assert (near.state, far.state) == ("another-state", "at-rest")
+    assert asked == [0]  # what is corrected is not trained again for every turn
 
 
 def test_a_bond_counts_as_broken_only_well_beyond_where_it_forms():
@@ -229,3 +247,24 @@ def test_a_bond_counts_as_broken_only_well_beyond_where_it_forms():
     assert same_bonds(stretched, apart)
     assert not same_bonds(bound, apart)
     assert not same_bonds(apart, bound)
+
+
+def test_a_soft_end_is_not_at_rest_while_it_has_far_to_fall():
+    """0.15 eV/Å, 0.5 Å away: below the force that counts as rest, and 51 meV too high."""
+    soft, reaction = Wells(0.65, 3.0, 0.06), Reaction("apart", pair(1.6), is_guess=True)
+    ends = [pair(0.65), pair(2.5)]
+    (_, far), _ = ended(reaction, ends, lambda _: Wells(0.65, 2.5, 0.03), soft, correct=True)
+    (first,) = labelled([pair(2.5)], soft)
+    assert np.linalg.norm(first.forces_eV_per_A, axis=1).max() < 0.2
+    assert first.energy_eV > 0.05
+    assert far.state == "at-rest"
+    assert far.label.energy_eV < 0.02  # the minimum is at 0 eV
+
+
+def test_the_labelled_saddle_is_no_end_however_near_the_ends_are():
+    near = Wells(2.65, 3.35, 10.0)  # 0.15 eV, and 0.18 Å from the saddle to where an atom comes to rest
+    top, ends = pair(3.0), [pair(2.65), pair(3.35)]
+    reaction = Reaction("shallow", top, is_guess=True)
+    found, _ = ended(reaction, ends, lambda _: near, near, correct=True, known=[top])
+    (said,) = labelled([top], near)
+    assert [end.below_eV(said) for end in found] == pytest.approx([0.15006, 0.15006], abs=1e-4)

@@ -8,7 +8,8 @@ For each case: (1) `direct`, the search on the target level itself; (2) `pretrai
 the cheap level, whose structures come from its own search and copies of them, displaced; (3) `active`,
 that committee with a new level for the target, which buys labels until model and label agree
 (`refine_saddle`). The last line counts successes: a checked saddle at which the target's energy is within
-30 meV of the direct one's, after at most 12 labels; `ended` says whether the loop saw that it agreed.
+30 meV of the direct one's, after at most 12 labels; `ended` says whether the loop saw that it agreed. Then
+labels relax the ends: `end_labels`, `ends` (at-rest or why not), `barriers_off_meV` against the direct ones.
 Cheap level: GFN2-xTB; the metal, which it does not describe, starts from nothing: no pretraining, both ends
 and the middle of the drawn path are its first labels. Target: EMT, and PySCF HF/3-21G unless --method and
 --basis say otherwise.
@@ -35,6 +36,7 @@ from alchemy_policies.calibration import Calibration
 from alchemy_policies.ts import (
     Label,
     Reaction,
+    Refinement,
     Surface,
     TransitionStates,
     checked,
@@ -193,7 +195,7 @@ def direct(case: Case, seed: int) -> tuple[Record, Any]:
     published = case.reaction.reactant.info.get("published_eV")
     off = None if saddle is None or published is None else 1e3 * (saddle.energy_eV - published)
     record = {"what": "direct", **summary(result), "saddle_eV": exact, "published_off_meV": off}
-    return {**record, "cpu_s": cpu}, result
+    return {**record, "cpu_s": cpu}, saddle
 
 
 def pretraining_set(case: Case, args: argparse.Namespace) -> tuple[list[Labelled], Record]:
@@ -289,8 +291,8 @@ def labels_of(case: Case, frames: Sequence[Atoms]) -> list[Label | None]:
     return labels
 
 
-def active(case: Case, args: argparse.Namespace, wanted_eV: float | None) -> Iterator[Record]:
-    """Pretraining and the loop of labels."""
+def active(case: Case, args: argparse.Namespace, wanted_eV: Sequence[float]) -> Iterator[Record]:
+    """Pretraining and the loop of labels; `wanted_eV` of the direct search, its saddle and both barriers."""
     students: Students | None = None
     if case.cheap is not None:
         frames, record = pretraining_set(case, args)
@@ -304,28 +306,33 @@ def active(case: Case, args: argparse.Namespace, wanted_eV: float | None) -> Ite
         }  # fmt: skip
     started = time.process_time()
     done = refine_saddle(
-        case.reaction,
-        explorer(case),
-        label=lambda wanted: labels_of(case, wanted),
+        case.reaction, explorer(case), label=lambda wanted: labels_of(case, wanted),
         learn=students.learn if students is not None and args.tune else None,
         rng=np.random.default_rng(args.seed),
         first=None if students is None else students.learn([]),
-        max_labels=MOST_LABELS,
-        per_turn=args.per_turn,
-        drawn=case.drawn,
-    )
+        max_labels=MOST_LABELS, per_turn=args.per_turn, drawn=case.drawn,
+    )  # fmt: skip
     cpu = time.process_time() - started
     saddle, off = done.result.saddle, None
-    if saddle is not None and wanted_eV is not None:  # judged, not learnt from: not one of the labels
+    if saddle is not None and wanted_eV:  # judged, not learnt from: not one of the labels
         (said,) = labels_of(case, [_frame(case, saddle)])
-        off = None if said is None else said.energy_eV - wanted_eV
+        off = None if said is None else said.energy_eV - wanted_eV[0]
     close = done.result.found and off is not None and abs(off) <= WITHIN_eV
     yield {
         "what": "active", **summary(done.result), "ended": done.outcome, "target_labels": done.labels,
         "saddle_off_meV": None if off is None else 1e3 * off, "success": bool(close),
+        "end_labels": done.end_labels, "ends": [end.state for end in done.ends],
         "labelled_barriers_eV": [None if np.isnan(x) else x for x in done.labelled_barriers_eV],
+        "barriers_off_meV": barriers_off_meV(case, done, wanted_eV[1:]),
         "turns": [_turn(attempt) for attempt in done.attempts], "cpu_s": cpu,
     }  # fmt: skip
+
+
+def barriers_off_meV(case: Case, done: Refinement, wanted_eV: Sequence[float]) -> list[float | None]:
+    """Of the barriers that are known; the ends of a guess have no order: that which fits better."""
+    orders = [wanted_eV] if case.reaction.product is not None else [wanted_eV, wanted_eV[::-1]]
+    off = [[1e3 * (x - y) for x, y in zip(done.labelled_barriers_eV, o, strict=False)] for o in orders]
+    return [None if np.isnan(x) else x for x in min(off, key=lambda row: np.nansum(np.abs(row)))]
 
 
 def _turn(attempt: Any) -> str:
@@ -359,7 +366,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--replay", type=int, default=60, help="cheap frames among the target's")
     parser.add_argument("--per-turn", type=int, default=2, help="labels of a turn")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--direct-eV", type=float, help="energy of the direct saddle: not searched then")
+    known = "energy of the direct saddle[,barrier,reverse barrier]: not searched then"
+    parser.add_argument("--direct-eV", type=lambda text: [float(x) for x in text.split(",")], help=known)
     parser.add_argument("--direct-only", action="store_true", help="search on the target, learn nothing")
     parser.add_argument("--smoke", action="store_true", help="EMT alone, trained for a moment: does it run?")
     args = parser.parse_args(argv)
@@ -375,9 +383,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             head = {"bench": "transition_states", "case": case.name, "seed": args.seed}
             wanted = args.direct_eV
             if wanted is None:
-                record, reference = direct(case, args.seed)
+                record, saddle = direct(case, args.seed)
                 emit({**head, **record})
-                wanted = None if reference.saddle is None else reference.saddle.energy_eV
+                wanted = [] if saddle is None else [saddle.energy_eV, *saddle.barriers_eV]
             if args.direct_only:
                 continue
             for record in active(case, args, wanted):

@@ -6,13 +6,16 @@
     bonds       graphs, and reactions found in MD       watch               when a search stops
     search      one reaction                            explorer, refine    many; with labels
     correction  a committee put right at its labels     repulsion           where to begin without one
+    labels      what a labeler said                     ends                relaxed with labels: barriers
 """
 
 from .bonds import bond_changes, bonds, isomorphic
 from .correction import Corrected
+from .ends import End
 from .explorer import TransitionStates, summary
+from .labels import Label
 from .reactions import Reaction, checked, reactions_from_frames
-from .refine import Label, Refinement, refine_saddle
+from .refine import Refinement, refine_saddle
 from .saddles import Saddle, verified
 from .search import SearchOptions, SearchResult, search
 from .surface import Surface
@@ -20,6 +23,7 @@ from .watch import Limits, Watch
 
 __all__ = [
     "Corrected",
+    "End",
     "Label",
     "Limits",
     "Reaction",

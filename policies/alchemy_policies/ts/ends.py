@@ -94,29 +94,28 @@ def label_ends(
 
     Args:
         reactions: as named, and with its ends as the committee relaxed them.
-        learnt: the committee without the correction, from all that was labelled so far.
+        learnt: the committee without the correction, from all that was labelled so far; asked again for
+            every turn where nothing else learns from the last one.
         knows: whether that has minima of its own; atoms that only repel each other have none.
         correct: whether it is put right at the labels of a valley.
         most: labels for both, tried ones included.
     """
     assert saddle.ends_A is not None
-    before, valleys = len(shop.tried), list[_Valley]()
+    atoms, before, committee = reactions[0].reactant, len(shop.tried), learnt()
+    plain = Surface(atoms, *committee)
+    valleys = [_valley(plain, x, saddle, shop=shop, explorer=explorer, knows=knows) for x in saddle.ends_A]
     while True:
-        factory, calibration = learnt()
-        plain = Surface(reactions[0].reactant, factory, calibration)
-        valleys = valleys or [
-            _valley(plain, x, saddle, shop=shop, explorer=explorer, knows=knows) for x in saddle.ends_A
-        ]
         for valley in valleys:
-            own = valley.known if correct else []
-            right = Surface(plain.atoms, Corrected(factory, plain.atoms, own), calibration)
-            _propose(valley, right, explorer)
+            factory = Corrected(committee[0], atoms, valley.known if correct else [])
+            _propose(valley, Surface(atoms, factory, committee[1]), explorer)
         wanted = _affordable(valleys, shop, most - (len(shop.tried) - before))
         if not wanted:
             return _judged(valleys, reactions)
         said = shop.buy([valley.proposal for valley in wanted if valley.proposal is not None])
         for valley, entry in zip(wanted, said, strict=True):
             _learn(valley, entry, plain.fixed)
+        if not correct:  # a correction takes a label as it is, without another training
+            committee = learnt()
 
 
 def _valley(
