@@ -35,13 +35,14 @@ from .labels import Label, Shop, compared
 from .reactions import Reaction, distance_between
 from .saddles import SADDLE, SAME_A, Saddle, judge_ends
 from .surface import Surface
-from .tether import BEYOND, FIRST_A, SAME_SADDLE_A, Tether, next_radius
+from .tether import BEYOND, SAME_SADDLE_A, Tether, next_radius
 from .watch import CONVERGED, NOT_CONVERGED, Watch
 
 AT_REST, PULLS, ANOTHER_STATE, NOT_LABELLED = "at-rest", "pulls", "another-state", "not-labelled"
 AT_REST_eV_per_A = 0.2  # F²/2k of a soft bend, 1 eV/Å²: 20 meV, as much as agreement leaves open
 STILL_TO_FALL_eV = 0.020  # the same of what is softer: two molecules that leave each other
 FMAX_eV_per_A = 0.05  # of the relaxations between labels
+FIRST_END_A = 0.25  # of an end's neighbourhood; 0.15 and 0.35 take as many labels, within one in twenty
 
 Learnt = tuple[SessionFactory, Calibration]
 
@@ -67,7 +68,7 @@ class _Valley:
     way_down: Atoms  # where the corrected committee has it
     start: Atoms  # the structure that is asked for first
     known: list[tuple[Atoms, Label]]
-    within_A: float = FIRST_A
+    within_A: float = FIRST_END_A
     rests: bool = False
     proposal: Atoms | None = None
     expected_eV_per_A: np.ndarray | None = None  # forces at the proposal
