@@ -173,7 +173,7 @@ def test_where_no_label_of_the_ends_can_be_had_the_saddle_still_agrees(whole):
 # another state -------------------------------------------------------------------------------------
 
 
-def ended(reaction, ends, learnt, label, *, correct, known=()):
+def ended(reaction, ends, learnt, label, *, correct, knows=True, known=()):
     """The ends of a saddle that is made up; `learnt` makes a committee of the number of labels."""
     middle = (ends[0].positions + ends[1].positions) / 2
     shop = Shop(lambda frames: labelled(frames, label), list(zip(known, labelled(known, label), strict=True)))
@@ -185,9 +185,9 @@ def ended(reaction, ends, learnt, label, *, correct, known=()):
 
     found = label_ends(
         [reaction], SimpleNamespace(positions_A=middle, ends_A=tuple(a.positions for a in ends)), shop,
-        explorer=TransitionStates(), learnt=committee, knows=True, correct=correct, most=20,
+        explorer=TransitionStates(), learnt=committee, knows=knows, correct=correct, most=20,
     )  # fmt: skip
-    return found, asked
+    return found, asked, shop.tried
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def ended(reaction, ends, learnt, label, *, correct, known=()):
 )
 def test_ends_at_rest_that_are_not_the_two_that_were_named_are_another_state(there, state):
     beside = np.add(there, 0.05)
-    found, _ = ended(HOP, [at(LEFT), at(beside)], lambda _: MullerBrown(), MullerBrown(), correct=False)
+    found, *_ = ended(HOP, [at(LEFT), at(beside)], lambda _: MullerBrown(), MullerBrown(), correct=False)
     assert [end.state for end in found] == [state] * 2
     assert np.isnan(found[1].below_eV(Label(0.0, np.zeros((2, 3))))) == (state != "at-rest")
 
@@ -204,7 +204,7 @@ def test_a_committee_that_is_not_corrected_learns_from_each_turn():
     def trained(labels):
         return MullerBrown(slope=0.6 * 0.3**labels)
 
-    found, asked = ended(HOP, [at(LEFT), at(MIDDLE)], trained, MullerBrown(), correct=False)
+    found, asked, _ = ended(HOP, [at(LEFT), at(MIDDLE)], trained, MullerBrown(), correct=False)
     assert [end.state for end in found] == ["at-rest"] * 2
     assert asked == sorted(set(asked))
     assert asked[-1] > 2  # 0.6 eV/Å at first: one label each was not enough
@@ -235,10 +235,33 @@ def pair(distance: float) -> Atoms:
 def test_an_end_that_loses_a_bond_on_its_way_to_rest_is_another_state():
     reaction = Reaction("apart", pair(1.6), is_guess=True)
     ends, trained = [pair(0.65), pair(3.0)], lambda _: Wells(0.65, 3.0)
-    (near, far), asked = ended(reaction, ends, trained, Wells(1.3, 3.0), correct=True)
+    (near, far), asked, _ = ended(reaction, ends, trained, Wells(1.3, 3.0), correct=True)
     assert near.atoms.get_distance(0, 1) == pytest.approx(1.3, abs=0.05)
     assert (near.state, far.state) == ("another-state", "at-rest")
     assert asked == [0]  # what is corrected is not trained again for every turn
+
+
+def test_a_minimum_with_other_bonds_than_the_way_down_led_to_is_not_begun_with():
+    reaction, trained = Reaction("apart", pair(1.8), is_guess=True), lambda _: Wells(0.65, 3.0)
+    found, *_ = ended(reaction, [pair(1.3), pair(3.0)], trained, Wells(1.3, 3.0), correct=True)
+    assert [end.state for end in found] == ["at-rest"] * 2
+    assert found[0].atoms.get_distance(0, 1) == pytest.approx(1.3, abs=0.05)
+
+
+def test_a_committee_that_learns_nothing_is_asked_once_and_no_structure_labelled_again():
+    trained = lambda _: MullerBrown(slope=0.6)  # noqa: E731
+    found, asked, tried = ended(HOP, [at(LEFT), at(MIDDLE)], trained, MullerBrown(), correct=False)
+    assert [end.state for end in found] == ["pulls"] * 2
+    assert (asked, len(tried)) == ([0, 2], 2)
+
+
+@pytest.mark.parametrize(("knows", "first"), [(True, 0.8), (False, 0.65)])
+def test_a_committee_without_minima_of_its_own_is_not_relaxed_on_before_it_has_labels(knows, first):
+    reaction, ends = Reaction("apart", pair(1.6), is_guess=True), [pair(0.65), pair(3.0)]
+    label, trained = Wells(0.65, 3.0), lambda _: Wells(0.8, 3.0)
+    found, _, tried = ended(reaction, ends, trained, label, correct=True, knows=knows)
+    assert tried[0].get_distance(0, 1) == pytest.approx(first, abs=0.01)
+    assert [end.state for end in found] == ["at-rest"] * 2
 
 
 def test_a_bond_counts_as_broken_only_well_beyond_where_it_forms():
@@ -253,7 +276,7 @@ def test_a_soft_end_is_not_at_rest_while_it_has_far_to_fall():
     """0.15 eV/Å, 0.5 Å away: below the force that counts as rest, and 51 meV too high."""
     soft, reaction = Wells(0.65, 3.0, 0.06), Reaction("apart", pair(1.6), is_guess=True)
     ends = [pair(0.65), pair(2.5)]
-    (_, far), _ = ended(reaction, ends, lambda _: Wells(0.65, 2.5, 0.03), soft, correct=True)
+    (_, far), *_ = ended(reaction, ends, lambda _: Wells(0.65, 2.5, 0.03), soft, correct=True)
     (first,) = labelled([pair(2.5)], soft)
     assert np.linalg.norm(first.forces_eV_per_A, axis=1).max() < 0.2
     assert first.energy_eV > 0.05
@@ -265,6 +288,6 @@ def test_the_labelled_saddle_is_no_end_however_near_the_ends_are():
     near = Wells(2.65, 3.35, 10.0)  # 0.15 eV, and 0.18 Å from the saddle to where an atom comes to rest
     top, ends = pair(3.0), [pair(2.65), pair(3.35)]
     reaction = Reaction("shallow", top, is_guess=True)
-    found, _ = ended(reaction, ends, lambda _: near, near, correct=True, known=[top])
+    found, *_ = ended(reaction, ends, lambda _: near, near, correct=True, known=[top])
     (said,) = labelled([top], near)
     assert [end.below_eV(said) for end in found] == pytest.approx([0.15006, 0.15006], abs=1e-4)

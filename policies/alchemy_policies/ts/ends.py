@@ -1,11 +1,11 @@
 """The ends of a saddle's ways down, relaxed with labels: a barrier hangs on them as much as on its top.
 
 The committee on which a saddle agreed was put right there, and an angstrom away, where the ways down end,
-that correction is worth less than nothing: labels pull with 2 to 8 eV/Å. The committee without it has minima
-of its own that are tenths of an eV/Å off. So the way down decides which minimum is meant and the committee
-without correction where to ask first; from there on it is corrected by the labels of this valley alone, and
-relaxed on that as far as the labels reach (`tether`), as relaxations on Gaussian processes of energies and
-forces go: Garijo del Río, Mortensen & Jacobsen, PRB 100, 104103 (2019).
+that correction is worth less than nothing: labels pull with 1 to 8 eV/Å. The committee without it has minima
+of its own, tenths of an eV off at most, as a rule. So the way down decides which minimum is meant, and the
+committee without correction where to ask first; from there on it is corrected by the labels of this valley
+alone, and relaxed on that as far as the labels reach (`tether`), as relaxations on Gaussian processes of
+energies and forces go: Garijo del Río, Mortensen & Jacobsen, PRB 100, 104103 (2019).
 
 States of an end:
 
@@ -57,8 +57,9 @@ class End:
 
     def below_eV(self, top: Label) -> float:
         """The barrier from here; NaN where this is no end to count from."""
-        at_rest = self.state == AT_REST and self.label is not None
-        return top.energy_eV - self.label.energy_eV if at_rest and self.label is not None else math.nan
+        if self.state != AT_REST or self.label is None:
+            return math.nan
+        return top.energy_eV - self.label.energy_eV
 
 
 @dataclass
@@ -208,14 +209,15 @@ def _learn(valley: _Valley, said: Label | None, fixed: np.ndarray) -> None:
 
 
 def _judged(valleys: Sequence[_Valley], reactions: Sequence[Reaction]) -> tuple[End, End]:
-    places = [valley.start if valley.lowest is None else valley.lowest[0] for valley in valleys]
+    lowest = [valley.lowest for valley in valleys]
+    # of an end that does not rest only the way down is known
+    places = [low[0] if low and v.rests else v.way_down for v, low in zip(valleys, lowest, strict=True)]
     meant = any(judge_ends(reaction, places) == (SADDLE, (0, 1)) for reaction in reactions)
     ends = []
-    for valley in valleys:
-        if valley.lowest is None:
+    for valley, low in zip(valleys, lowest, strict=True):
+        if low is None:
             ends.append(End())
             continue
-        atoms, said = valley.lowest
-        state = ANOTHER_STATE if not (meant and same_bonds(valley.start, atoms)) else AT_REST
-        ends.append(End(state if valley.rests else PULLS, atoms, said))
+        state = AT_REST if meant and same_bonds(valley.start, low[0]) else ANOTHER_STATE
+        ends.append(End(state if valley.rests else PULLS, *low))
     return ends[0], ends[1]

@@ -79,7 +79,7 @@ class Refinement:
     @property
     def labelled_barriers_eV(self) -> tuple[float, float]:
         """Label of the saddle − labels of its ends; NaN of an end that is not 'at-rest', whose `state` says
-        why. An end at rest is 20 meV too high at most where it is soft, so much too low is its barrier."""
+        why. A soft end at rest may still be some 20 meV too high, and its barrier as much too low."""
         if self.top is None:
             return math.nan, math.nan
         return self.ends[0].below_eV(self.top), self.ends[1].below_eV(self.top)
