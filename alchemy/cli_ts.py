@@ -4,42 +4,29 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from alchemy.cli_paths import say_table
 from alchemy.errors import InputError
+from alchemy.ts_report import say, say_refined, say_searched
 from tace.cli_common import AS_JSON, SETTINGS, THREADS, WHERE, say_json, threads
 
 if TYPE_CHECKING:
-    from alchemy_policies.calibration import Calibration
-    from alchemy_policies.ts import Reaction, SearchResult
+    import numpy as np
+    from alchemy_policies.ts import Reaction, Saddle, SearchResult, TransitionStates
+    from alchemy_policies.ts.ends import Learnt
     from ase import Atoms
+
+    from alchemy.ts_labels import Labels
 
 NOT_ALL_FOUND = 5
 METHODS = ("neb", "neb+dimer", "neb+sella", "dimer", "sella")
-_EXPLAINED = {
-    "saddle": "one imaginary mode, and its ways down join the ends",
-    "no-imaginary-mode": "the point is a minimum or a shoulder",
-    "several-imaginary-modes": "the point is a saddle of higher order; more images may help",
-    "members-disagree": "the members do not see the same mode; label structures along it",
-    "irc-failed": "a way down reached no minimum",
-    "rotation-only": "the mode only turns a group",
-    "same-ends": "both ways down reach the same state",
-    "other-ends": "a saddle, of another reaction than the named one",
-    "duplicate": "found before, under another name",
-    "disconnected": "no path can join the ends",
-    "ends-collapse": "both ends relax into one minimum",
-    "no-path": "atoms collide on every path; give --guess",
-    "folded": "the path turned back on itself; use other images, or give --guess",
-    "runaway": "the optimiser ran away",
-    "not-converged": "out of steps",
-    "label-stop": "the committee is not sure; label the structures that it stopped at",
-    "abort": "the committee knows nothing of these structures",
-}  # what the verdict means for the user
+LABEL_ABOVE_eV_per_A, WITH_LABELS_eV_per_A = 0.5, 2.0  # as campaigns have it; as refine_saddle was measured
+END_LABELS = 12
 
 
 @click.command(context_settings=SETTINGS)
@@ -56,6 +43,25 @@ _EXPLAINED = {
 @click.option(
     "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Option of the labeler (repeatable)."
 )
+@click.option(
+    "--labels",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Search on --model or --on, put right at most N labels of --labeler, until both agree.",
+)
+@click.option(
+    "--end-labels",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help=f"Further labels of --labeler for both ends of a saddle that agreed. Default: {END_LABELS}.",
+)
+@click.option("--on", metavar="NAME", help="With --labels: search on this cheap labeler, such as tblite.")
+@click.option(
+    "--on-set", multiple=True, metavar="KEY=VALUE", help="Option of the cheap labeler (repeatable)."
+)
+@click.option(
+    "--records", type=WHERE, metavar="DIR", help="Where --labels keeps them. Default: --out with .labels."
+)
 @click.option("--method", type=click.Choice(METHODS), default="neb+dimer", show_default=True)
 @click.option("--images", type=click.IntRange(min=1), default=7, show_default=True, help="Between the ends.")
 @click.option(
@@ -69,10 +75,9 @@ _EXPLAINED = {
 @click.option(
     "--label-above",
     type=click.FloatRange(min=0, min_open=True),
-    default=0.5,
-    show_default=True,
     metavar="eV/Å",
-    help="Expected error at which a committee's search stops; ten times as much ends it at once.",
+    help="Expected error at which a committee's search stops; ten times as much ends it at once. "
+    f"Default: {LABEL_ABOVE_eV_per_A}, with --labels {WITH_LABELS_eV_per_A}.",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option(
@@ -89,10 +94,15 @@ def ts(reactant: Path | None, product: Path | None, out: Path, as_json: bool, **
     A saddle counts when it has one imaginary mode, on which the members of a committee agree, and when
     the ways down from it reach the two ends. Imaginary frequencies are printed with an i.
 
+    With --labels the search goes on a cheap surface (--model, --on, or repelling atoms where neither is
+    given) that is put right at some labels of --labeler, until both agree at the saddle (30 meV, 50
+    meV/Å); then its ends are relaxed with labels. Labels are kept and not computed again.
+
     \b
     Example:
       alchemy ts start.xyz end.xyz --model models/ --out path.extxyz
       alchemy ts start.xyz end.xyz --labeler tblite --set method=GFN2-xTB
+      alchemy ts start.xyz end.xyz --labels 12 --labeler pyscf --set xc=pbe --on tblite
       alchemy ts --network reactions.yaml --model models/ --json
 
     Exit code 0: every reaction has its saddle; 5: not all.
@@ -101,26 +111,27 @@ def ts(reactant: Path | None, product: Path | None, out: Path, as_json: bool, **
     if not out.resolve().parent.is_dir():
         raise InputError(f"{out}: there is no folder {out.parent}")
     threads(options["threads"])
-    from alchemy.ts_runs import committee_sessions, labeler_sessions
-
     reactions = _reactions(reactant, product, options)
-    if options["models"]:
-        factory, calibration = committee_sessions(options["models"], options["fidelity"])
-    else:
-        factory, calibration = labeler_sessions(options["labeler"], options["settings"])
+    labels = None if options["labels"] is None else _labels(out, options)
     rows, frames = [], []
-    for row, result in _searches(reactions, factory, calibration, options):
+    for row, found in _searches(reactions, _surface(options), labels, options):
         rows.append(row)
-        frames += [] if result is None else _frames(result)
+        frames += found
         if not as_json:
-            _say(row)
+            say(row)
     if frames:
         _write(frames, out)
     if as_json:
-        say_json({"out": str(out) if frames else None, "reactions": rows})
+        records = {} if labels is None else {"records": str(labels.root)}
+        say_json({"out": str(out) if frames else None, **records, "reactions": rows})
     else:
-        _say_all(rows, str(out) if frames else "")
-    known = all(row["outcome"] in ("saddle", "duplicate") for row in rows)
+        written = str(out) if frames else ""
+        if labels is None:
+            say_searched(rows, written)
+        else:
+            say_refined(rows, written, str(labels.root))
+    wanted = ("saddle", "duplicate") if labels is None else ("agreed",)
+    known = all(row["outcome" if labels is None else "ended"] in wanted for row in rows)
     click.get_current_context().exit(0 if known else NOT_ALL_FOUND)
 
 
@@ -129,14 +140,48 @@ def _refuse_unclear(reactant: Path | None, product: Path | None, options: dict[s
     sources = [ends, options["network"] is not None, options["trajectory"] is not None]
     if sum(sources) != 1:
         raise click.UsageError("give REACTANT and PRODUCT (or --guess), or --network, or --trajectory")
-    if bool(options["models"]) == (options["labeler"] is not None):
-        raise click.UsageError("give --model or --labeler: one of them is the surface")
+    if options["labels"] is None:
+        _refuse_without_labels(options)
+    elif options["labeler"] is None:
+        raise click.UsageError("--labels are of --labeler: name it")
+    elif options["models"] and options["on"]:
+        raise click.UsageError("give --model or --on: one of them is the surface")
+    if options["on_set"] and options["on"] is None:
+        raise click.UsageError("--on-set belongs to --on")
     if options["settings"] and options["labeler"] is None:
         raise click.UsageError("--set belongs to --labeler")
     if options["fidelity"] and not options["models"]:
         raise click.UsageError("--fidelity belongs to --model")
     if product is not None and reactant is None:
         raise click.UsageError("PRODUCT needs REACTANT")
+
+
+def _refuse_without_labels(options: dict[str, Any]) -> None:
+    if bool(options["models"]) == (options["labeler"] is not None):
+        raise click.UsageError(
+            "give --model or --labeler: one of them is the surface; both go with --labels"
+        )
+    for name in ("on", "end_labels", "records"):
+        if options[name] is not None:
+            raise click.UsageError(f"--{name.replace('_', '-')} belongs to --labels")
+
+
+def _labels(out: Path, options: dict[str, Any]) -> Labels:
+    from alchemy.ts_labels import Labels
+
+    root = options["records"] or out.with_suffix(".labels")
+    return Labels.of(options["labeler"], options["settings"], root, partial(click.echo, err=True))
+
+
+def _surface(options: dict[str, Any]) -> Learnt | None:
+    """What is searched on; None: what --labels alone tell."""
+    from alchemy.ts_runs import committee_sessions, labeler_sessions
+
+    if options["models"]:
+        return committee_sessions(options["models"], options["fidelity"])
+    if options["labels"] is None:
+        return labeler_sessions(options["labeler"], options["settings"])
+    return labeler_sessions(options["on"], options["on_set"]) if options["on"] else None
 
 
 def _reactions(reactant: Path | None, product: Path | None, options: dict[str, Any]) -> list[Reaction]:
@@ -153,16 +198,13 @@ def _reactions(reactant: Path | None, product: Path | None, options: dict[str, A
     return [load(ReactionFiles(name, *named), here)]
 
 
-def _searches(
-    reactions: Sequence[Reaction], factory: Any, calibration: Calibration, options: dict[str, Any]
-) -> Any:
-    """Yields the report and the result of each reaction; a mistake in one does not hide the others."""
-    import numpy as np
-    from alchemy_policies import PolicyError
-    from alchemy_policies.ts import SearchOptions, Surface, TransitionStates, checked, search, summary
+def _explorer(options: dict[str, Any]) -> TransitionStates:
+    from alchemy_policies.ts import SearchOptions, TransitionStates
 
     above = options["label_above"]
-    explorer = TransitionStates(
+    if above is None:
+        above = LABEL_ABOVE_eV_per_A if options["labels"] is None else WITH_LABELS_eV_per_A
+    return TransitionStates(
         label_above_eV_per_A=above,
         abort_above_eV_per_A=10 * above,
         search=SearchOptions(
@@ -172,25 +214,72 @@ def _searches(
             neb_fmax_eV_per_A=max(0.15, options["fmax"]),
         ),
     )
-    known: list[Any] = []
-    for reaction, rng in zip(
-        reactions, np.random.default_rng(options["seed"]).spawn(len(reactions)), strict=True
-    ):
+
+
+def _searches(
+    reactions: Sequence[Reaction], surface: Learnt | None, labels: Labels | None, options: dict[str, Any]
+) -> Iterator[tuple[dict[str, Any], list[Atoms]]]:
+    """The report and the frames of each reaction; a mistake in one does not hide the others."""
+    import numpy as np
+    from alchemy_policies import PolicyError
+
+    explorer = _explorer(options)
+    known: list[tuple[list[int], Saddle]] = []
+    streams = np.random.default_rng(options["seed"]).spawn(len(reactions))
+    for reaction, rng in zip(reactions, streams, strict=True):
         try:
-            ready = checked(reaction)
+            if labels is None:
+                assert surface is not None  # _refuse_unclear
+                yield _searched(reaction, surface, explorer, rng, known)
+            else:
+                yield _refined(reaction, surface, labels, explorer, rng, options)
         except PolicyError as problem:
             if len(reactions) == 1:
                 raise
-            yield {"name": reaction.name, "outcome": "disconnected", "message": str(problem)}, None
-            continue
-        surface = Surface(ready.reactant, factory, calibration)
-        twins = [s for numbers, s in known if numbers == list(ready.reactant.numbers)]
-        result = search(
-            surface, ready, options=explorer.search, limits=explorer.limits, rng=rng, known=twins
-        )
-        if result.saddle is not None and result.found:
-            known.append((list(ready.reactant.numbers), result.saddle))
-        yield summary(result), result
+            row = {"name": reaction.name, "outcome": "disconnected", "message": str(problem)}
+            yield row if labels is None else {**row, "ended": "disconnected"}, []
+
+
+def _searched(
+    reaction: Reaction,
+    learnt: Learnt,
+    explorer: TransitionStates,
+    rng: np.random.Generator,
+    known: list[tuple[list[int], Saddle]],
+) -> tuple[dict[str, Any], list[Atoms]]:
+    from alchemy_policies.ts import Surface, checked, search, summary
+
+    ready = checked(reaction)
+    numbers = list(ready.reactant.numbers)
+    twins = [saddle for of, saddle in known if of == numbers]
+    result = search(
+        Surface(ready.reactant, *learnt),
+        ready,
+        options=explorer.search,
+        limits=explorer.limits,
+        rng=rng,
+        known=twins,
+    )
+    if result.saddle is not None and result.found:
+        known.append((numbers, result.saddle))
+    return summary(result), _frames(result)
+
+
+def _refined(
+    reaction: Reaction,
+    first: Learnt | None,
+    labels: Labels,
+    explorer: TransitionStates,
+    rng: np.random.Generator,
+    options: dict[str, Any],
+) -> tuple[dict[str, Any], list[Atoms]]:
+    from alchemy.ts_labels import labelled_frames, refined
+
+    ends = END_LABELS if options["end_labels"] is None else options["end_labels"]
+    row, found = refined(
+        reaction, explorer, labels, first=first, rng=rng, most=options["labels"], most_of_ends=ends
+    )
+    return row, labelled_frames(found)
 
 
 def _frames(result: SearchResult) -> list[Atoms]:
@@ -228,45 +317,6 @@ def _write(frames: Sequence[Atoms], out: Path) -> None:
         os.replace(draft, out)
     finally:
         draft.unlink(missing_ok=True)
-
-
-def frequency(value: float) -> str:
-    """'1425i' for −1425 cm⁻¹."""
-    return f"{abs(value):.0f}i" if value < 0 else f"{value:.0f}"
-
-
-def _say(row: dict[str, Any]) -> None:
-    """What was checked, in words."""
-    outcome = row["outcome"]
-    meaning = row.get("message") or _EXPLAINED.get(outcome, "a guard stopped the search")
-    click.echo(f"{row['name']}: {outcome} ({meaning})")
-    if "imaginary_modes" not in row:
-        return
-    lowest = ", ".join(frequency(f) for f in row["lowest_frequencies_per_cm"])
-    click.echo(f"  modes: {row['imaginary_modes']} imaginary; lowest {lowest} cm⁻¹")
-    if row["members"] > 1:
-        curved = row["member_curvatures_eV_per_A2"]
-        click.echo(
-            f"  members: {row['members']}, curvature along the mode {min(curved):.2f} to {max(curved):.2f} "
-            f"eV/Å², least overlap of modes {row['least_overlap']:.2f}"
-        )
-    if row["expected_error_eV_per_A"] is not None:
-        click.echo(f"  expected force error at the saddle: {1e3 * row['expected_error_eV_per_A']:.0f} meV/Å")
-
-
-def _say_all(rows: Sequence[dict[str, Any]], out: str) -> None:
-    heads = ("reaction", "outcome", "barrier eV", "reverse eV", "imaginary cm⁻¹", "force calls")
-    table = []
-    for row in rows:
-        lowest = row.get("lowest_frequencies_per_cm", [])
-        imaginary = frequency(lowest[0]) if lowest and lowest[0] < 0 else "–"
-        barriers = [
-            "–" if row.get(key) is None else f"{row[key]:.3f}" for key in ("barrier_eV", "reverse_barrier_eV")
-        ]
-        table.append([row["name"], row["outcome"], *barriers, imaginary, row.get("force_calls", 0)])
-    say_table(heads, table)
-    if out:
-        click.echo(f"paths in {out}")
 
 
 COMMANDS = (ts,)

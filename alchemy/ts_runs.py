@@ -32,7 +32,7 @@ def labeler_sessions(name: str, settings: Sequence[str]) -> tuple[SessionFactory
     Raises:
         InputError: no such labeler or option.
     """
-    labeler = make_labeler(name, _options(settings), base_dir=Path.cwd())
+    labeler = make_labeler(name, options_of(settings), base_dir=Path.cwd())
     memory = Path("/dev/shm")  # noqa: S108 - a private directory is made in it
     folder = tempfile.mkdtemp(prefix="alchemy-ts-", dir=memory if memory.is_dir() else None)
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -40,8 +40,12 @@ def labeler_sessions(name: str, settings: Sequence[str]) -> tuple[SessionFactory
     return sessions, Calibration.uncalibrated()
 
 
-def _options(settings: Sequence[str]) -> dict[str, Any]:
-    """Values as a campaign file would read them: 'true' is true, '3' is 3."""
+def options_of(settings: Sequence[str]) -> dict[str, Any]:
+    """Values as a campaign file would read them: 'true' is true, '3' is 3.
+
+    Raises:
+        InputError: one that is not key=value.
+    """
     options: dict[str, Any] = {}
     for text in settings:
         key, sign, value = text.partition("=")

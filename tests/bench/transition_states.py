@@ -11,8 +11,9 @@ that committee with a new level for the target, which buys labels until model an
 30 meV of the direct one's, after at most 12 labels; `ended` says whether the loop saw that it agreed. Then
 labels relax the ends: `end_labels`, `ends` (at-rest or why not), `barriers_off_meV` against the direct ones.
 Cheap level: GFN2-xTB; the metal, which it does not describe, starts from nothing: no pretraining, both ends
-and the middle of the drawn path are its first labels. Target: EMT, and PySCF HF/3-21G unless --method and
---basis say otherwise.
+and the middle of the drawn path are its first labels. `--surface cheap` leaves the committee out: the loop
+corrects the cheap level itself, as `alchemy ts --on tblite` does; `--surface nothing` begins as the metal.
+Target: EMT, and PySCF HF/3-21G unless --method and --basis say otherwise.
 CPU seconds are of this process, one thread.
 """
 
@@ -294,7 +295,7 @@ def labels_of(case: Case, frames: Sequence[Atoms]) -> list[Label | None]:
 def active(case: Case, args: argparse.Namespace, wanted_eV: Sequence[float]) -> Iterator[Record]:
     """Pretraining and the loop of labels; `wanted_eV` of the direct search, its saddle and both barriers."""
     students: Students | None = None
-    if case.cheap is not None:
+    if case.cheap is not None and args.surface == "committee":
         frames, record = pretraining_set(case, args)
         yield record
         started = time.process_time()
@@ -304,13 +305,16 @@ def active(case: Case, args: argparse.Namespace, wanted_eV: Sequence[float]) -> 
             "valid_force_rmse_eV_per_A": float(np.mean(students.force_rmse)),
             "cpu_s": time.process_time() - started,
         }  # fmt: skip
+    first = None if students is None else students.learn([])
+    if case.cheap is not None and args.surface == "cheap":
+        first = CalculatorSessions(case.cheap), Calibration.uncalibrated()
     started = time.process_time()
     done = refine_saddle(
         case.reaction, explorer(case), label=lambda wanted: labels_of(case, wanted),
         learn=students.learn if students is not None and args.tune else None,
         rng=np.random.default_rng(args.seed),
-        first=None if students is None else students.learn([]),
-        max_labels=MOST_LABELS, per_turn=args.per_turn, drawn=case.drawn,
+        first=first,
+        max_labels=MOST_LABELS, per_turn=args.per_turn, drawn=case.drawn or int(first is None),
     )  # fmt: skip
     cpu = time.process_time() - started
     saddle, off = done.result.saddle, None
@@ -364,6 +368,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=600, help="of the pretraining of a member")
     parser.add_argument("--tune", type=int, default=0, help="steps of a member after each turn; 0: none")
     parser.add_argument("--replay", type=int, default=60, help="cheap frames among the target's")
+    parser.add_argument("--surface", choices=("committee", "cheap", "nothing"), default="committee")
     parser.add_argument("--per-turn", type=int, default=2, help="labels of a turn")
     parser.add_argument("--seed", type=int, default=0)
     known = "energy of the direct saddle[,barrier,reverse barrier]: not searched then"
