@@ -10,10 +10,9 @@ that committee with a new level for the target, which buys labels until model an
 (`refine_saddle`). The last line counts successes: a checked saddle at which the target's energy is within
 30 meV of the direct one's, after at most 12 labels; `ended` says whether the loop saw that it agreed. Then
 labels relax the ends: `end_labels`, `ends` (at-rest or why not), `barriers_off_meV` against the direct ones.
-Cheap level: GFN2-xTB; the metal, which it does not describe, starts from nothing: no pretraining, both ends
-and the middle of the drawn path are its first labels. `--surface cheap` leaves the committee out: the loop
-corrects the cheap level itself, as `alchemy ts --on tblite` does; `--surface nothing` begins as the metal.
-Target: EMT, and PySCF HF/3-21G unless --method and --basis say otherwise.
+Cheap level: GFN2-xTB; the metal starts from nothing: both ends and the middle of the drawn path are its first
+labels. `--surface cheap`: the loop corrects the cheap level itself, as `alchemy ts --on tblite`; `nothing`: as
+the metal. Target: EMT, and PySCF HF/3-21G unless --method and --basis say otherwise.
 CPU seconds are of this process, one thread.
 """
 
@@ -313,8 +312,7 @@ def active(case: Case, args: argparse.Namespace, wanted_eV: Sequence[float]) -> 
         case.reaction, explorer(case), label=lambda wanted: labels_of(case, wanted),
         learn=students.learn if students is not None and args.tune else None,
         rng=np.random.default_rng(args.seed),
-        first=first,
-        max_labels=MOST_LABELS, per_turn=args.per_turn, drawn=case.drawn or int(first is None),
+        first=first, max_labels=MOST_LABELS, per_turn=args.per_turn, drawn=case.drawn or int(first is None),
     )  # fmt: skip
     cpu = time.process_time() - started
     saddle, off = done.result.saddle, None
