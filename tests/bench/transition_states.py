@@ -11,7 +11,7 @@ that committee with a new level for the target, which buys labels until model an
 30 meV of the direct one's, after at most 12 labels; `ended` says whether the loop saw that it agreed. Then
 labels relax the ends: `end_labels`, `ends` (at-rest or why not), `barriers_off_meV` against the direct ones.
 Cheap level: GFN2-xTB; the metal starts from nothing: both ends and the middle of the drawn path are its first
-labels. With `--surface cheap` the loop corrects the cheap level itself, with `nothing` it starts as the metal.
+labels. `--surface cheap`: the loop corrects the cheap level itself; with `nothing` it starts as the metal.
 Target: EMT, and PySCF HF/3-21G unless --method and --basis say otherwise. CPU s: this process, one thread.
 """
 
