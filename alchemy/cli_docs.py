@@ -29,13 +29,13 @@ def commands(
 
 def help_of(path: tuple[str, ...], command: click.Command) -> str:
     """What `-h` prints, at a fixed width."""
-    context: click.Context | None = None
-    for word in path:
-        context = click.Context(
-            command, info_name=word, parent=context, terminal_width=WIDTH, max_content_width=WIDTH
-        )
-        context.help_option_names = ["-h", "--help"]
-    assert context is not None
+    parent: click.Context | None = None
+    for word in path[:-1]:  # a group without arguments: click writes those of a parent before the command
+        parent = click.Context(click.Group(word), info_name=word, parent=parent)
+    context = click.Context(
+        command, info_name=path[-1], parent=parent, terminal_width=WIDTH, max_content_width=WIDTH
+    )
+    context.help_option_names = ["-h", "--help"]
     return command.get_help(context)
 
 

@@ -41,6 +41,11 @@ def test_every_command_has_help_and_an_example(path, command):
             assert parameter.default is not None, (path, parameter.name)
 
 
+@pytest.mark.parametrize(("path", "command"), COMMANDS, ids=[" ".join(p) for p, _ in COMMANDS])
+def test_usage_begins_with_the_words_that_are_typed(path, command):
+    assert help_of(path, command).startswith(f"Usage: {' '.join(path)} [OPTIONS]")
+
+
 def test_first_lines_of_help_are_whole_in_the_list():
     text = help_of(("alchemy",), cli)
     assert "..." not in text.partition("Commands:")[2]
@@ -139,6 +144,11 @@ def test_check_says_before_the_start_that_npt_lacks_a_volume(folder, capsys):
     said = capsys.readouterr()
     assert "explore[0].md.ensemble: npt needs" in said.err + said.out
     assert "slab.xyz holds Cu4" in said.err + said.out
+    slab.pbc = True
+    slab.cell[2, 2] += 8.0  # a vacuum between periodic images: no volume of its own
+    write(folder / "slab.xyz", slab, format="extxyz")
+    assert main(["check", str(folder)]) == 2
+    assert "slab.xyz holds Cu4" in capsys.readouterr().err
 
 
 def test_check_warns_of_elements_that_no_structure_has(folder, capsys):
