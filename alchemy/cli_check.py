@@ -128,6 +128,8 @@ def _build_structures(campaign: Campaign, findings: Findings) -> list[Atoms]:
 
 def _volumes_for_npt(campaign: Campaign, findings: Findings) -> None:
     """A file must hold nothing but periodic structures; of the training set those that are will be taken."""
+    from alchemy_policies.guards import is_slab
+
     from alchemy.builders.build import BUILDERS
     from alchemy.generate import read_structures
 
@@ -147,14 +149,14 @@ def _volumes_for_npt(campaign: Campaign, findings: Findings) -> None:
             for path, index in files
             for atoms in read_structures(campaign.resolve(path), index, campaign.elements)
         ]
-        flat = [atoms for atoms in frames if not atoms.pbc.all()]
+        flat = [atoms for atoms in frames if not atoms.pbc.all() or is_slab(atoms)]
         if flat and (isinstance(named, Path) or len(flat) == len(frames)):
             formula = flat[0].get_chemical_formula()
             found = f"{named} holds" if isinstance(named, Path) else "start has only such as"
             findings.blame(
                 InputError(
-                    f"explore[{number}].md.ensemble: npt needs structures that are periodic along three "
-                    f"axes, and {found} {formula}; name others with structures:, or choose nvt"
+                    f"explore[{number}].md.ensemble: npt needs structures that are periodic along three axes, "
+                    f"without a vacuum, and {found} {formula}; name others with structures:, or choose nvt"
                 )
             )
 

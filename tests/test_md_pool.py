@@ -150,6 +150,7 @@ def test_a_cell_that_collapses_is_stopped_before_a_force_is_asked_for():
         (WATER, r"start 0 \(H2O\) is not periodic: ensemble npt needs"),
         (Atoms("Cu", cell=[3, 3, 9], pbc=[1, 1, 0]), r"\(Cu\) is periodic along xy only"),
         (Atoms("Cu", cell=[3, 3, 3], pbc=True, constraint=FixAtoms([0])), "has fixed atoms"),
+        (Atoms("Cu", cell=[3, 3, 9], pbc=True), r"\(Cu\) is a slab"),
     ],
 )
 def test_a_pressure_needs_a_volume(start, says):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from alchemy_policies.calibration import Calibration
+from alchemy_policies.guards import is_slab
 from alchemy_policies.ladder import Climb
 from ase import Atoms
 
@@ -124,7 +125,7 @@ def _work(
 def _starts(context: Context, snapshot: Snapshot, item: Explore) -> list[Atoms]:
     """Structures of a file, or every labelled training structure of the target level.
 
-    At a pressure only those with a volume: a training set may hold molecules beside crystals. Random
+    At a pressure only those with a volume: a training set may hold molecules and slabs beside crystals. Random
     structures need none.
     """
     md, named = item.md, "start" if item.plugin else item.block.structures
@@ -138,11 +139,11 @@ def _starts(context: Context, snapshot: Snapshot, item: Explore) -> list[Atoms]:
     frames = snapshot.structures(chosen)
     if md is None or md.ensemble != "npt":
         return frames
-    periodic = [atoms for atoms in frames if atoms.pbc.all()]
+    periodic = [atoms for atoms in frames if atoms.pbc.all() and not is_slab(atoms)]
     if not periodic:
         raise InputError(
-            "ensemble npt: no labelled training structure is periodic along three axes; name a file "
-            "of crystals or liquids with 'structures:', or choose ensemble nvt"
+            "ensemble npt: no labelled training structure is periodic along three axes without a vacuum; "
+            "name a file of crystals or liquids with 'structures:', or choose ensemble nvt"
         )
     return periodic
 

@@ -190,6 +190,11 @@ def vacua_of(reference: Reference, positions_A: np.ndarray, gap_A: float) -> tup
     return tuple(found) if len(found) < reference.pbc.sum() else ()
 
 
+def is_slab(atoms: Atoms) -> bool:
+    """Whether there is vacuum along some periodic axes and matter along others: its volume means nothing."""
+    return bool(Reference.of(atoms, Guards(fragment_gap_A=None)).vacua)
+
+
 def crossed_vacuum(reference: Reference, positions_A: np.ndarray) -> bool:
     """Whether an atom has passed the middle of a vacuum; the slab as a whole may drift."""
     for vacuum in reference.vacua:

@@ -11,7 +11,7 @@ from ase import Atoms
 from ase.constraints import FixAtoms
 
 from .base import Candidate, PolicyError, WalkerReport
-from .guards import Guards, Reference, guard_forces, guard_frame, hot_limit, is_hot
+from .guards import Guards, Reference, guard_forces, guard_frame, hot_limit, is_hot, is_slab
 from .integrators import degrees_of_freedom
 
 FINISHED, LABEL_STOP, ABORT = "finished", "label-stop", "abort"
@@ -242,6 +242,11 @@ def refuse_open_cells(start_index: int, atoms: Atoms) -> None:
         raise PolicyError(
             f"{name} is {found}: ensemble npt needs a cell that is periodic along all three axes; "
             "give such structures, or choose ensemble nvt"
+        )
+    if is_slab(atoms):
+        raise PolicyError(
+            f"{name} is a slab: ensemble npt would scale its vacuum with it, and pressure has no meaning "
+            "there; give bulk structures, or choose ensemble nvt"
         )
     if fixed_atoms(atoms).any():
         raise PolicyError(
