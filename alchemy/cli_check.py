@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -155,8 +156,9 @@ def _volumes_for_npt(campaign: Campaign, findings: Findings) -> None:
             found = f"{named} holds" if isinstance(named, Path) else "start has only such as"
             findings.blame(
                 InputError(
-                    f"explore[{number}].md.ensemble: npt needs structures that are periodic along three axes, "
-                    f"without a vacuum, and {found} {formula}; name others with structures:, or choose nvt"
+                    f"explore[{number}].md.ensemble: npt needs structures that are periodic along three "
+                    f"axes, without a vacuum, and {found} {formula}; name others with structures:, or "
+                    "choose nvt"
                 )
             )
 
@@ -193,7 +195,7 @@ def _make_labelers(campaign: Campaign, findings: Findings, frames: Sequence[Atom
 
 
 def _find_plugins(campaign: Campaign, findings: Findings) -> None:
-    from alchemy.plugins import find
+    from alchemy.plugins import construct, find
 
     wanted = [("selectors", campaign.select.method)]
     wanted += [("explorers", item.kind) for item in campaign.explore]
@@ -204,11 +206,19 @@ def _find_plugins(campaign: Campaign, findings: Findings) -> None:
             findings.blame(error)
             return
     from alchemy.selection import make_selector
+    from alchemy.stopping import stop_rules
 
-    try:
-        make_selector(campaign.select)
-    except AlchemyError as error:
-        findings.blame(error)
+    made: list[tuple[str, Callable[[], object]]] = [
+        (f"explore[{n}].", partial(construct, "explorers", item.plugin, item.options))
+        for n, item in enumerate(campaign.explore)
+        if item.plugin is not None
+    ]
+    made += [("", partial(make_selector, campaign.select)), ("stop.", partial(stop_rules, campaign))]
+    for where, make in made:
+        try:
+            make()
+        except AlchemyError as error:
+            findings.blame(error, where)
 
 
 def print_findings(findings: Findings, file: Path, *, err: bool) -> None:

@@ -33,6 +33,7 @@ _NEEDS = {
     "model_type": "a mapping of 'key: value'",
     "model_attributes_type": "a mapping of 'key: value'",
 }
+_COLLECTED = ("options", "plugin", "plugins")  # fields for the keys of other packages, no keys themselves
 _NOT_KEYS = ("[key]", "<word>", "<value>")  # the tags of config_fields.WORD_OR_VALUE
 
 
@@ -131,4 +132,4 @@ def _holds_number(annotation: Any) -> bool:
 
 def _keys(block: Any) -> tuple[str, ...]:
     fields: Mapping[str, Any] = getattr(block, "model_fields", {})
-    return tuple(field.alias or name for name, field in fields.items())
+    return tuple(field.alias or name for name, field in fields.items() if name not in _COLLECTED)

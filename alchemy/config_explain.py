@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 from alchemy.config import Campaign
 from alchemy.config_blocks import Fidelity
 from alchemy.config_samples import SAMPLE_KINDS, Explore, Sample
-from alchemy.config_select import Select
+from alchemy.config_select import Select, Stop
 from alchemy.quantities import ENERGY, Kind
 
 _COMMENT_COLUMN = 46
@@ -38,6 +38,10 @@ def _block(block: BaseModel, indent: str) -> Iterator[str]:
     for name, field in type(block).model_fields.items():
         value = getattr(block, name)
         if isinstance(block, Sample) and name in SAMPLE_KINDS and value is None:
+            continue
+        if isinstance(block, Stop) and name == "plugins":
+            for rule, options in value.items():
+                yield _line(f"{indent}{_text(rule)}: {_flow(options, None)}", "Rule of another package")
             continue
         if isinstance(block, Select) and name == "options":
             for option, setting in value.items():

@@ -18,10 +18,13 @@ from alchemy.config_fields import (
     NotNegative,
     PerFidelity,
     Positive,
+    installed,
     plugin_name,
+    wrong,
 )
 from alchemy.quantities import Energy, Force, WallTime
 from tace.documents import Loc, Problem
+from tace.wording import describe
 
 _SHARED = ("random", "dedup", "max_force_eV_per_A", "quota", "coverage")
 READS: dict[str, tuple[str, ...]] = {
@@ -133,12 +136,20 @@ class Holdout(Block):
     )
 
 
+def _open_stop_schema(schema: dict[str, Any]) -> None:
+    schema["properties"].pop("plugins")
+    schema["additionalProperties"] = {"type": "object"}
+
+
 class Stop(Block):
     """The campaign ends when all goals are met that are set, or as soon as one limit is.
 
     Goals: force_rmse, element_rmse, coverage, barrier_mae, candidate_fraction. Limits: rounds, labels,
-    wall, cost, stalled; a budget ends it between labels, the others between rounds.
+    wall, cost, stalled, and rules of other packages by their names; a budget ends it between labels, the
+    others between rounds.
     """
+
+    model_config = ConfigDict(json_schema_extra=_open_stop_schema)
 
     force_rmse_eV_per_A: Force | None = Field(
         default=None, alias="force_rmse", description="Error on fresh random labels of the target"
@@ -177,3 +188,21 @@ class Stop(Block):
     budget: Budget | None = Field(
         default=None, description="What it may spend: 2 min, or {cpu: 200 h, gpu: 20 h, disk: 2 TB}"
     )
+    plugins: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="Stop rules of other packages, which check their options"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _collect_plugins(cls, data: object) -> object:
+        if not isinstance(data, Mapping):
+            return data
+        ours = {field.alias or name for name, field in cls.model_fields.items()} | {"model_limited"}
+        others = {key: data[key] for key in data if key not in ours and key in installed("stops")}
+        for name, options in others.items():
+            if options is not None and not isinstance(options, Mapping):
+                raise wrong(f"{name}: found {describe(options)}; write its options as {{option: value}}")
+        if not others:
+            return data
+        own = {key: data[key] for key in data if key not in others}
+        return {**own, "plugins": {name: dict(options or {}) for name, options in others.items()}}

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from alchemy.errors import EnvironmentProblemError, PluginError
+from alchemy.errors import AlchemyError, EnvironmentProblemError, InputError, PluginError
+from tace.errors import TaceError
 from tace.wording import hint
 
 
@@ -41,6 +45,46 @@ def find(kind: str, name: str) -> Any:
     except AttributeError as error:
         raise PluginError(
             f"'{name}' of alchemy.{kind} points to {point.value}, which does not exist: {error}"
+        ) from error
+
+
+def construct(kind: str, name: str, options: Mapping[str, Any]) -> Any:
+    """What entry point `name` makes of its options.
+
+    Raises:
+        PluginError, EnvironmentProblemError: as `find`.
+        InputError: it does not take them.
+    """
+    factory = find(kind, name)
+    parameters = inspect.signature(factory).parameters
+    if not any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values()):
+        for option in options:
+            if option not in parameters:
+                raise InputError(f"{name}.{option}: {name} has no such option; {hint(option, parameters)}")
+    try:
+        return factory(**options)
+    except (TypeError, ValueError, TaceError) as error:
+        raise InputError(f"{name} does not accept its options: {error}") from error
+
+
+@contextmanager
+def blamed_on(kind: str, made: object) -> Iterator[None]:
+    """An exception of another package's code names it, and is no bug of ours.
+
+    Raises:
+        EnvironmentProblemError: in place of any exception, unless `made` is one of alchemy_policies.
+    """
+    try:
+        yield
+    except (AlchemyError, TaceError):
+        raise
+    except Exception as error:
+        module = getattr(made, "__module__", "")
+        if module.partition(".")[0] == "alchemy_policies":
+            raise
+        label = getattr(made, "__name__", type(made).__name__)
+        raise EnvironmentProblemError(
+            f"{kind} {label} of {module} failed: {type(error).__name__}: {error}"
         ) from error
 
 

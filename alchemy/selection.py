@@ -18,7 +18,7 @@ import numpy as np
 from alchemy_policies.base import Pool, Selector
 
 from alchemy.errors import InputError, StoreError
-from alchemy.plugins import find
+from alchemy.plugins import blamed_on, find
 from tace.errors import TaceError
 from tace.prediction import small_sample_factor
 from tace.wording import hint
@@ -115,7 +115,8 @@ def divide(
         if budget <= 0 or not left:
             continue
         part = pool.part(left, known=[place[uid] for uid in bought])
-        choice = selector(part, budget, np.random.default_rng(seeds[fidelity]))
+        with blamed_on("selector", selector):
+            choice = selector(part, budget, np.random.default_rng(seeds[fidelity]))
         for pick in choice.picks:
             uid = part.uids[pick.index]
             bought[uid] = Bought(uid, pick.why, (fidelity,))

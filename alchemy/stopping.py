@@ -6,17 +6,17 @@ import time
 
 from alchemy_policies.base import RoundFacts, StopReason, StopRule
 
+from tace.wording import count
+
 from .config import Campaign
 from .datasets import counts, total_labels
-from .plugins import find
+from .plugins import blamed_on, construct, find
 from .records import read_json
 from .stages import saddles
 from .stages.context import Context
 from .stages.dynamics import still_to_climb
 from .stages.pool import label_noise
 from .state import RoundState
-
-NOTHING_NEW = StopReason("nothing-new", "no candidate was worth a label; explore wider or stop here", 5)
 
 
 def stop_rules(campaign: Campaign) -> list[StopRule]:
@@ -47,6 +47,7 @@ def stop_rules(campaign: Campaign) -> list[StopRule]:
         rules.append(find("stops", "wall")(block.wall_s))
     if block.stalled is not None:  # the more telling reason first
         rules += [find("stops", name)(block.stalled, block.gain) for name in ("model_limited", "stalled")]
+    rules += [construct("stops", name, options) for name, options in block.plugins.items()]
     rules.append(find("stops", "rounds")(block.rounds))
     return rules
 
@@ -56,7 +57,8 @@ def decide_stop(context: Context, state: RoundState) -> StopReason | None:
     past = [RoundState(context.home, n) for n in range(1, state.number)]
     history = [facts_of(context, one) for one in (*past, state)]
     for rule in stop_rules(context.campaign):
-        reason = rule(history)
+        with blamed_on("stop rule", rule):
+            reason = rule(history)
         if reason is not None:
             return reason
     settled = saddles.stop(context, state)
@@ -64,7 +66,18 @@ def decide_stop(context: Context, state: RoundState) -> StopReason | None:
         return settled
     if (state.outputs("select") or {}).get("picked", []) or history[-1].unclimbed:
         return None  # a ladder goes on to what is harder
-    return NOTHING_NEW
+    return nothing_new(state)
+
+
+def nothing_new(state: RoundState) -> StopReason:
+    """The round found nothing to buy: because nothing was offered, or why what was offered was left."""
+    offered = state.facts.get("explore", {}).get("candidates", 0)
+    what = "the explorers offered no structure that is not trained on or tested with already"
+    if offered:
+        rejected = state.facts.get("select", {}).get("rejected", {})
+        left = ", ".join(f"{n} {why}" for why, n in sorted(rejected.items()))
+        what = f"no candidate was worth a label ({count(offered, 'candidate')}: {left})"
+    return StopReason("nothing-new", f"{what}; explore wider or stop here", 5)
 
 
 def facts_of(context: Context, state: RoundState) -> RoundFacts:

@@ -262,23 +262,35 @@ def test_loopback_or_tls_addresses_are_accepted(folder, where):
     assert load_campaign_text(text, "c.yaml", folder).run.where == where
 
 
-def test_another_packages_explorer_gets_its_options_unread(folder, monkeypatch):
+@pytest.fixture
+def with_hop(monkeypatch):
+    """Another package's explorer and stop rule, both called 'hop'."""
     real = config_fields.entry_points
-    hop = EntryPoint("hop", "nowhere:Hop", "alchemy.explorers")
-    monkeypatch.setattr(
-        config_fields,
-        "entry_points",
-        lambda group: [*real(group=group), *([hop] if group == hop.group else [])],
-    )
+    hops = [EntryPoint("hop", "nowhere:Hop", f"alchemy.{kind}") for kind in ("explorers", "stops")]
+
+    def listed(group):
+        return [*real(group=group), *(hop for hop in hops if hop.group == group)]
+
+    monkeypatch.setattr(config_fields, "entry_points", listed)
     config_fields.installed.cache_clear()
-    try:
-        text = GOOD.replace("  - md: {T", "  - hop: {hops: 4, T: 300 K}\n  - md: {T")
-        campaign = load_campaign_text(text, "c.yaml", folder)
-        assert [item.kind for item in campaign.explore] == ["hop", "md"]
-        assert campaign.explore[0].options == {"hops": 4, "T": "300 K"}
-        assert load_campaign_text(explain(campaign), "x", folder) == campaign
-    finally:
-        config_fields.installed.cache_clear()
+    yield
+    config_fields.installed.cache_clear()
+
+
+def test_another_packages_explorer_gets_its_options_unread(folder, with_hop):
+    text = GOOD.replace("  - md: {T", "  - hop: {hops: 4, T: 300 K}\n  - md: {T")
+    campaign = load_campaign_text(text, "c.yaml", folder)
+    assert [item.kind for item in campaign.explore] == ["hop", "md"]
+    assert campaign.explore[0].options == {"hops": 4, "T": "300 K"}
+    assert load_campaign_text(explain(campaign), "x", folder) == campaign
+
+
+def test_another_packages_stop_rule_stands_among_ours_by_its_name(folder, with_hop):
+    campaign = load_campaign_text(GOOD.replace("rounds: 2", "rounds: 2, hop: {n: 4}"), "c.yaml", folder)
+    assert campaign.stop.plugins == {"hop": {"n": 4}}
+    assert load_campaign_text(explain(campaign), "x", folder) == campaign
+    bad = GOOD.replace("rounds: 2", "rounds: 2, hop: 4")
+    assert "hop: found 4; write its options as {option: value}" in complaint(bad, folder)
 
 
 def test_warnings_name_what_is_allowed_and_probably_not_meant(folder):

@@ -1,11 +1,13 @@
 """Entry points: found by name, and every mistake names its remedy."""
 
+from dataclasses import dataclass
 from importlib.metadata import EntryPoint
 
 import pytest
+from alchemy_policies.stops import Rounds
 
 from alchemy import plugins
-from alchemy.errors import EnvironmentProblemError, PluginError
+from alchemy.errors import EnvironmentProblemError, InputError, PluginError
 
 
 class Owned:
@@ -59,3 +61,34 @@ def test_a_plugin_that_points_nowhere_is_named(monkeypatch):
     install(monkeypatch, Owned("a", "json:nothing", "one"))
     with pytest.raises(PluginError, match="json:nothing"):
         plugins.find("x", "a")
+
+
+@dataclass
+class Never:
+    """A stop rule of another package."""
+
+    rounds: int = 3
+
+    def __post_init__(self):
+        if self.rounds < 1:
+            raise ValueError("rounds must be positive")
+
+    def __call__(self, history):
+        return history[self.rounds]
+
+
+def test_options_that_a_plugin_does_not_take_are_named(monkeypatch):
+    install(monkeypatch, Owned("never", f"{__name__}:Never", "mine"))
+    assert plugins.construct("stops", "never", {"rounds": 2}).rounds == 2
+    with pytest.raises(InputError, match=r"never\.round: never has no such option; did you mean 'rounds'"):
+        plugins.construct("stops", "never", {"round": 2})
+    with pytest.raises(InputError, match="never does not accept its options: rounds must be positive"):
+        plugins.construct("stops", "never", {"rounds": 0})
+
+
+def test_an_exception_of_another_packages_rule_names_it_and_one_of_ours_is_a_bug():
+    said = r"stop rule Never of .*: IndexError: list index"
+    with pytest.raises(EnvironmentProblemError, match=said), plugins.blamed_on("stop rule", Never()):
+        Never()([])
+    with pytest.raises(IndexError), plugins.blamed_on("stop rule", Rounds(3)):
+        [][0]

@@ -24,8 +24,8 @@ from alchemy.plugins import find, installed
 from alchemy.records import read_json
 from alchemy.selection import OPTIONS, make_selector
 from alchemy.stages import pool as pool_stage
-from alchemy.state import RoundState
-from alchemy.stopping import stop_rules
+from alchemy.state import Home, RoundState
+from alchemy.stopping import nothing_new, stop_rules
 from alchemy.store import Store
 
 
@@ -120,6 +120,15 @@ def test_goals_stand_together_and_limits_alone(tmp_path):
     ]  # fmt: skip
     assert isinstance(rules[0], AllGoals) and len(rules[0].goals) == 5
     assert all(find("stops", name) for name in installed("stops"))
+
+
+def test_a_round_that_buys_nothing_says_whether_nothing_was_offered_or_why_it_was_left(tmp_path):
+    state = RoundState(Home(tmp_path), 1)
+    state.facts = {"explore": {"candidates": 0}}
+    assert "the explorers offered no structure" in nothing_new(state).message
+    rejected = {"near-duplicate": 2, "below-threshold": 1}
+    state.facts = {"explore": {"candidates": 3}, "select": {"rejected": rejected}}
+    assert "(3 candidates: 1 below-threshold, 2 near-duplicate)" in nothing_new(state).message
 
 
 # ---- campaigns

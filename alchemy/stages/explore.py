@@ -125,8 +125,8 @@ def _work(
 def _starts(context: Context, snapshot: Snapshot, item: Explore) -> list[Atoms]:
     """Structures of a file, or every labelled training structure of the target level.
 
-    At a pressure only those with a volume: a training set may hold molecules and slabs beside crystals. Random
-    structures need none.
+    At a pressure only those with a volume: a training set may hold molecules and slabs beside crystals.
+    Random structures need none.
     """
     md, named = item.md, "start" if item.plugin else item.block.structures
     if named is None:
