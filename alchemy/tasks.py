@@ -10,13 +10,14 @@ import fcntl
 import io
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from ase.data import chemical_symbols
 
 from .identity import label_key, structure_uid
 from .records import (
@@ -28,6 +29,9 @@ from .records import (
     read_json,
     write_json_atomic,
 )
+
+if TYPE_CHECKING:
+    from alchemy_policies.base import Exploration
 
 
 def train_member(request: dict[str, Any]) -> dict[str, Any]:
@@ -159,12 +163,42 @@ def explore(request: dict[str, Any]) -> dict[str, Any]:
         np.random.default_rng(request["seed"]),
     )
     document = {
+        **found_document(result, committee.elements),
+        "force_calls": result.force_calls,
+        "facts": dict(result.facts),
+        "cpu_s": spent.cpu_s(),
+        "gpu_s": spent.gpu_s(),
+    }
+    write_json_atomic(out, document)
+    return _done(out, document)
+
+
+def found_document(result: Exploration, elements: Sequence[int]) -> dict[str, Any]:
+    """Candidates and walkers of an exploration; `walker` of a candidate is the place of its report.
+
+    Raises:
+        PolicyError: a candidate that nobody reported, or that the committee cannot judge.
+    """
+    from alchemy_policies.base import PolicyError
+
+    place = {report.walker: n for n, report in enumerate(result.walkers)}
+    for found in result.candidates:
+        if found.walker not in place:
+            raise PolicyError(f"a candidate names walker {found.walker}, which has no WalkerReport")
+        alien = sorted({chemical_symbols[z] for z in set(found.atoms.numbers.tolist()) - set(elements)})
+        if alien:
+            known = ", ".join(chemical_symbols[z] for z in elements)
+            raise PolicyError(
+                f"a candidate holds {', '.join(alien)}; the committee was built for {known}, the elements "
+                "of the campaign file"
+            )
+    return {
         "candidates": [
             {
                 "structure": atoms_to_document(c.atoms),
                 "source": c.source,
                 "reason": c.reason,
-                "walker": c.walker,
+                "walker": place[c.walker],
                 "step": c.step,
                 "time_fs": c.time_fs,
                 "temperature_K": c.temperature_K,
@@ -184,13 +218,7 @@ def explore(request: dict[str, Any]) -> dict[str, Any]:
             }
             for w in result.walkers
         ],
-        "force_calls": result.force_calls,
-        "facts": dict(result.facts),
-        "cpu_s": spent.cpu_s(),
-        "gpu_s": spent.gpu_s(),
     }
-    write_json_atomic(out, document)
-    return _done(out, document)
 
 
 def _done(out: Path, costs: Mapping[str, Any]) -> dict[str, Any]:
