@@ -212,6 +212,15 @@ def test_a_level_that_knows_nothing_of_the_target_is_not_bought():
     assert "xtb costs more" in found.note
 
 
+def test_a_quarter_of_the_planned_target_labels_is_bought_however_good_the_cheap_level_looks():
+    xtb, dft = two_levels(0.9999, ratio=2.0, cheap=30, dear=14)
+    planned = [xtb, replace(dft, per_round=6)]
+    assert ValuePerCost()([xtb, dft], target="dft", budget_cpu_s=20).labels["dft"] == 0
+    found = ValuePerCost()(planned, target="dft", budget_cpu_s=20)
+    assert found.labels == {"xtb": 16, "dft": 2}  # 2 pairs at 3 CPU s, the rest at 1
+    assert ValuePerCost()(planned, target="dft", budget_cpu_s=2.9).labels == {"xtb": 2, "dft": 0}
+
+
 def test_until_pairs_and_costs_are_known_the_plan_stands():
     few = [replace(two_levels(0.9)[0], pairs=3, per_round=40), replace(two_levels(0.9)[1], per_round=4)]
     found = ValuePerCost()(few, target="dft", budget_cpu_s=None)

@@ -13,7 +13,10 @@ Value per cost       −∂E²/∂N_i of the next structure at level i, over wha
 Differs              a regression is not a mean: ρ is taken between force components of pairs, and a network
     may learn a non-linear map, so the dear share that comes out is an upper estimate.
 
-A level that is dearer than another and correlates no better is not bought.
+A level that is dearer than another and correlates no better is not bought. A part of the plan's target
+labels is bought before anything else (`least_of_target`): a cheap level with ρ = 0.999 on the first pairs
+would get everything, and nothing fresh would be left to calibrate the committee, to stop by, or to measure
+ρ on.
 """
 
 from __future__ import annotations
@@ -89,8 +92,12 @@ class ValuePerCost:
 
     exponent: float = 0.5
     """β of the learning curve E ∝ N^−β."""
+    least_of_target: float = 0.25
+    """Share of the target labels in the plan, rounded up, that is bought as far as the budget pays it."""
 
     def __post_init__(self) -> None:
+        if not 0 <= self.least_of_target <= 1:
+            raise PolicyError(f"least_of_target is {self.least_of_target}, a share between 0 and 1")
         if not self.exponent > 0:
             raise PolicyError(f"exponent is {self.exponent}; errors fall with labels: above zero")
 
@@ -127,7 +134,11 @@ class ValuePerCost:
         bundle = np.cumsum(price[::-1])[::-1]  # a structure of level i pays for i and all cheaper ones
         have = np.maximum.accumulate([max(level.labels, 1) for level in chain]).astype(float)
         bought = np.zeros(len(chain), dtype=int)
-        left, possible = budget, bundle <= budget * (1 + 1e-9)
+        least = math.ceil(self.least_of_target * chain[0].per_round - 1e-9)
+        least = min(least, int(budget / bundle[0] + 1e-9))
+        bought += least
+        left = budget - least * bundle[0]
+        possible = bundle <= left * (1 + 1e-9)
         while possible.any():
             slope = 2 * self.exponent * share / (have + bought) ** (2 * self.exponent + 1)
             value = np.cumsum(slope[::-1])[::-1]  # it adds to N of its own level and of those below
