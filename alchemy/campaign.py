@@ -34,6 +34,7 @@ from .selection import make_selector
 from .stages import code_versions, decide, explore, label, model, start, trust
 from .stages.backlog import Backlog, left_open
 from .stages.context import Context
+from .stages.watch import watch_labels
 from .state import Home, RoundState
 from .stopping import decide_stop
 from .store import Store
@@ -333,7 +334,7 @@ def _buy_labels(context: Context, state: RoundState, backlog: Backlog | None) ->
             backlog.add(requests)
             backlog.wait(requests, context.campaign.run.retrain_at)
         trust.check_labels(context, state, [*requests, *late], calibration)
-        state.facts["label"] = label.label_facts(context, requests)
+        state.facts["label"] = watch_labels(context, label.label_facts(context, requests))
         return {}
 
     _do(context, state, "label", buy)

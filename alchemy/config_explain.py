@@ -41,7 +41,7 @@ def _block(block: BaseModel, indent: str) -> Iterator[str]:
             continue
         if isinstance(block, Stop) and name == "plugins":
             for rule, options in value.items():
-                yield _line(f"{indent}{_text(rule)}: {_flow(options, None)}", "Rule of another package")
+                yield _line(f"{indent}{_text(rule)}: {value_text(options, None)}", "Rule of another package")
             continue
         if isinstance(block, Select) and name == "options":
             for option, setting in value.items():
@@ -50,7 +50,7 @@ def _block(block: BaseModel, indent: str) -> Iterator[str]:
         note = field.description or ""
         if name not in block.model_fields_set:
             note += " [default]"
-        yield from _entry(field.alias or name, value, _kind(field), note, indent)
+        yield from _entry(field.alias or name, value, kind_of(field), note, indent)
 
 
 def _entry(key: str, value: Any, kind: Kind | None, note: str, indent: str) -> Iterator[str]:
@@ -77,12 +77,12 @@ def _entry(key: str, value: Any, kind: Kind | None, note: str, indent: str) -> I
         for name, child in value.items():
             yield from _entry(name, child, inner, "", indent + "  ")
     else:
-        yield _line(f"{indent}{_text(key)}: {_flow(value, kind)}", note)
+        yield _line(f"{indent}{_text(key)}: {value_text(value, kind)}", note)
 
 
 def _item(item: BaseModel, indent: str) -> Iterator[str]:
     if isinstance(item, Explore) and item.plugin is not None:
-        lines = iter([f"{indent}  {_text(item.plugin)}: {_flow(item.options, None)}"])
+        lines = iter([f"{indent}  {_text(item.plugin)}: {value_text(item.options, None)}"])
     elif isinstance(item, Explore):
         note = Explore.model_fields[item.kind].description or ""
         lines = _entry(item.kind, item.block, None, note, indent + "  ")
@@ -93,11 +93,12 @@ def _item(item: BaseModel, indent: str) -> Iterator[str]:
     yield from lines
 
 
-def _flow(value: Any, kind: Kind | None) -> str:
+def value_text(value: Any, kind: Kind | None) -> str:
+    """As a campaign file has it, with its unit."""
     if isinstance(value, tuple | list):
-        return f"[{', '.join(_flow(part, kind) for part in value)}]"
+        return f"[{', '.join(value_text(part, kind) for part in value)}]"
     if isinstance(value, Mapping):
-        return f"{{{', '.join(f'{_text(k)}: {_flow(v, kind)}' for k, v in value.items())}}}"
+        return f"{{{', '.join(f'{_text(k)}: {value_text(v, kind)}' for k, v in value.items())}}}"
     if kind is not None and isinstance(value, float):
         return kind.text(value)
     if isinstance(value, str | Path):
@@ -113,7 +114,7 @@ def _line(text: str, note: str) -> str:
     return f"{text:<{_COMMENT_COLUMN}}  # {note}" if note else text
 
 
-def _kind(field: FieldInfo) -> Kind | None:
+def kind_of(field: FieldInfo) -> Kind | None:
     """The unit of a field, which stands in its metadata or deeper in its annotation."""
     return next(
         (found for found in (*field.metadata, *_walk(field.annotation)) if _is(found)), None

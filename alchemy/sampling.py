@@ -21,6 +21,7 @@ from tace.documents import Problem, dotted
 
 from .config_blocks import Fidelity, StopMd
 from .config_errors import problems_in
+from .config_explain import kind_of, value_text
 from .config_fields import SYMBOLS
 from .config_samples import Explore, Sample
 from .errors import InputError
@@ -57,7 +58,9 @@ def keys_of(order: Order) -> list[dict[str, Any]]:
         key = field.alias or name
         if key in ("with", "relax_with", "method"):
             continue  # said by --labeler and by the kind
-        default = "–" if field.is_required() else _plain(field.get_default(call_default_factory=True))
+        default = "–"
+        if not field.is_required():
+            default = value_text(field.get_default(call_default_factory=True), kind_of(field))
         rows.append({"key": key, "default": default, "what": field.description})
     return rows
 
@@ -257,9 +260,3 @@ def _write(frames: list[Atoms], out: Path) -> None:
         os.replace(draft, out)
     finally:
         draft.unlink(missing_ok=True)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return f"[{', '.join(map(str, value))}]"
-    return "null" if value is None else str(value)

@@ -93,7 +93,7 @@ def render_status(summary: dict[str, Any]) -> RenderableType:
         "picked",
         "label\nCPU s",
     ):
-        table.add_column(Text(head), justify="right")
+        table.add_column(Text(head), justify="right", overflow="fold")  # a number cut short would be another
     for row in summary["rounds"]:
         table.add_row(
             f"{row['round']}" if row["done"] else f"{row['round']} …",
@@ -229,4 +229,6 @@ def _jsonable(tree: Tree) -> dict[str, float | None]:
 
 
 def _text(value: float | int | None, spec: str) -> str:
+    if spec == ".1f" and value is not None and abs(value) >= 1000:
+        spec = ".0f"  # a decimal of so much means nothing, and the columns are narrow
     return "–" if value is None else format(value, spec)

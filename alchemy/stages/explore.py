@@ -30,7 +30,7 @@ from .context import Context
 from .downhill import downhill_conditions
 from .dynamics import climbed, climbs, dynamics, energy_limit
 from .model import data_of
-from .watch import watch_random
+from .watch import watch_random, watch_walks
 
 _SAID = (TaceError, AlchemyError)  # errors with a message for people
 
@@ -61,6 +61,7 @@ def explore(context: Context, state: RoundState, calibration: Calibration) -> di
                 }
             )
     requests, documents, broken = _explored(context, requests)
+    watch_walks(context, requests, documents)
     uids, made = _commit(context, state, snapshot, documents, requests)
     walkers = [w for d in documents for w in d["walkers"]]
     state.facts["explore"] = {

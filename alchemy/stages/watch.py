@@ -1,4 +1,4 @@
-"""What a round has to watch where structures are random: their health, and whether training diverges.
+"""What a round has to watch: training that diverges, random structures, walks and labels that are in vain.
 
 Errors of random structures have heavy tails, and the RMSE of a model may rise while its MAE falls
 (`tace.divergence`); every round looks for it in the history of each member, whatever the structures are.
@@ -6,6 +6,7 @@ Errors of random structures have heavy tails, and the RMSE of a model may rise w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from alchemy_policies.health import PUBLISHED_FORCE_RMS_eV_per_A, health
 from ase import Atoms
 
 from tace.divergence import diagnose
+from tace.wording import count
 
 from ..config_structure_checks import uses_reico
 from .context import Context
@@ -56,3 +58,28 @@ def watch_random(
         "the published set)"
     )
     return document
+
+
+def watch_walks(
+    context: Context, requests: Sequence[dict[str, Any]], documents: Sequence[dict[str, Any]]
+) -> None:
+    """Say so where the committee is too unsure for any walker of an explorer to take a step."""
+    for request, document in zip(requests, documents, strict=True):
+        walkers = document["walkers"]
+        if walkers and all(one["outcome"] == "abort" for one in walkers):
+            least = min(one["max_expected_error_eV_per_A"] or math.nan for one in walkers)
+            context.progress.message(
+                f"{request['explorer']}: all of {count(len(walkers), 'walker')} aborted, as the expected "
+                f"error, {least:.3g} eV/A or more, exceeds abort_above"
+            )
+
+
+def watch_labels(context: Context, facts: dict[str, Any]) -> dict[str, Any]:
+    """The facts of a round's labels as they are; failed ones are said, with their reasons."""
+    for fidelity, own in facts.items():
+        failed = sum(own["failed"].values())
+        if failed:
+            why = ", ".join(f"{n} {reason}" for reason, n in sorted(own["failed"].items()))
+            asked = count(failed + own["ok"], f"{fidelity} label")
+            context.progress.message(f"{failed} of {asked} failed: {why}")
+    return facts
