@@ -289,7 +289,7 @@ def _start_round(context: Context, state: RoundState) -> None:
         label.require_usable(context)
         trust.check_labels(context, state, requests)
         state.facts.update(target=context.target, fidelities=list(context.fidelities))
-        state.facts["label"] = label.label_facts(context, requests)
+        state.facts["label"] = watch_labels(context, label.label_facts(context, requests))
         state.facts["cost"] = model.cost(context, context.store.snapshot())
         return {}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
@@ -39,7 +40,7 @@ def init(kind: str, directory: Path, force: bool) -> None:
     for name, text in contents.items():
         (directory / name).write_text(text, encoding="utf-8")
         click.echo(f"wrote {directory / name}")
-    click.echo(f"next: alchemy check {directory / 'campaign.yaml'}")
+    click.echo(f"next: alchemy check {shlex.quote(str(directory / 'campaign.yaml'))}")
 
 
 @click.command(context_settings=SETTINGS)

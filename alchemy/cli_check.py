@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -242,7 +243,7 @@ def print_findings(findings: Findings, file: Path, *, err: bool) -> None:
     if findings.problems:
         click.echo(f"{file}: {count(len(findings.problems), 'problem')}", err=True)
     else:
-        click.echo(f"{file} is fine; next: alchemy run {file}", err=err)
+        click.echo(f"{file} is fine; next: alchemy run {shlex.quote(str(file))}", err=err)
 
 
 def outcome_lines(outcome: Outcome, target: str) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -174,7 +175,7 @@ def _set_back(home: Home, number: int, stage: str, *, dry_run: bool) -> dict[str
     if dry_run:
         lines.append("nothing was changed (--dry-run)")
     elif aside is not None:
-        lines.append(f"moved to {aside}; next: alchemy run {home.path}")
+        lines.append(f"moved to {aside}; next: alchemy run {shlex.quote(str(home.path))}")
     return {
         "reused": found.kept, "again": found.stages, "rounds": found.rounds, "labels_kept": found.labels,
         "moved_to": None if aside is None else str(aside), "lines": lines,

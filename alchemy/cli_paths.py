@@ -6,6 +6,7 @@ A campaign may be given by its file, by the folder of the file, or by the direct
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,7 +77,8 @@ def find_home(path: Path) -> Path:
         raise InputError(f"{path} is not the directory of a campaign{hint}")
     home = find_campaign(path).home
     if not is_home(home):
-        raise InputError(f"{home} does not exist: start the campaign with 'alchemy run {path}'")
+        command = f"alchemy run {shlex.quote(str(path))}"
+        raise InputError(f"{home} does not exist: start the campaign with: {command}")
     return home
 
 

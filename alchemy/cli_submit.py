@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,7 +75,7 @@ def submit(context: click.Context, campaign: Path, **options: Any) -> None:
     job = controller.submit(request)
     log = home / controller.FOLDER / "controller.log"
     click.echo(f"job {job}: controller of {given.campaign.name}, log {log}")
-    click.echo(f"next: alchemy status {campaign}")
+    click.echo(f"next: alchemy status {shlex.quote(str(campaign))}")
 
 
 def _request(given: Given, source: Path, home: Path, options: dict[str, Any]) -> Request:

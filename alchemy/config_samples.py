@@ -319,7 +319,8 @@ class Explore(Block):
             )
         kind, options = next(iter(data.items()))
         if kind not in known:
-            raise wrong(f"found '{kind}', no such explorer; {hint(kind, known)}")
+            near = "write 'reico: {method: grow, …}'" if kind == "grow" else hint(kind, known)
+            raise wrong(f"found '{kind}', no such explorer; {near}")
         if options is None and kind in EXPLORERS:
             raise wrong(f"found nothing under '{kind}'; indent its keys below it")
         if kind in EXPLORERS:

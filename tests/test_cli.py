@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -94,6 +95,13 @@ def test_init_check_and_explain_round_trip(kind, tmp_path, capsys):
     (target / "full.yaml").write_text(capsys.readouterr().out, encoding="utf-8")
     assert main(["check", str(target / "full.yaml"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["fidelities"] == first["fidelities"]
+
+
+def test_the_command_that_comes_next_can_be_pasted(tmp_path, capsys):
+    folder = tmp_path / "my copper"
+    assert main(["init", "metal", str(folder)]) == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert shlex.split(line) == ["next:", "alchemy", "check", str(folder / "campaign.yaml")]
 
 
 def test_check_prints_the_schema(capsys):

@@ -34,6 +34,7 @@ BROKEN = [
     ("seed: 3", "name: again", 4, "name: given twice, first in line 2; keep one"),
     ("seed: 3", "7: 3", 4, '7: a key must be text; write "7":'),
     ("seed: 3", "[a, b]: 3", 1, "a key must be text, not a list or mapping"),
+    ("  - md: {T", "  - grow: {count: 4}\n  - md: {T", 19, "no such explorer; write 'reico: {method: grow"),
     # types
     ("seed: 3", "seed: '3'", 4, "seed: found '3'; must be a whole number"),
     ("seed: 3", "seed: 3.5", 4, "seed: found 3.5; must be a whole number"),

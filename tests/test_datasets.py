@@ -148,7 +148,7 @@ def test_a_campaign_is_read_through_the_plug_in_of_alchemy(tmp_path, monkeypatch
     """With its cutoff and reference energies, and in its own words where it has no labels."""
     plugin(monkeypatch, "alchemy.cli_dataset:read_campaign")
     path = write_campaign(tmp_path)
-    with pytest.raises(DataError, match="start the campaign with 'alchemy run"):
+    with pytest.raises(DataError, match="start the campaign with: alchemy run"):
         read_dataset([path])
     run_campaign(load_campaign(path), tmp_path / "mini", source=path, until=0)
     for place in (path, tmp_path / "mini"):
