@@ -184,6 +184,7 @@ def _without_effect(md: ExploreMd, loc: Loc) -> Iterator[Problem]:
     }
     for name in ("pressures_eV_per_A3", "barostat_tau_fs", "compressibility_per_GPa"):
         needs[name] = md.ensemble == "npt", f"ensemble {md.ensemble} has no barostat, only npt has"
+    needs["ramp_to_K"] = md.ensemble == "nvt" and not md.ladder_fs, "a ramp is for nvt, without a ladder"
     needs["survive"] = md.ladder_fs is not None, "only a ladder looks at it"
     for name in ("bias_height_eV", "bias_width_eV"):
         needs[name] = md.bias != "none", "bias is none; write bias: udd"

@@ -225,6 +225,9 @@ class ExploreMd(Block):
         default="nvt", description="nvt, nve, or npt for cells that are periodic along three axes"
     )
     T_K: Temperatures = Field(alias="T", description="Temperatures, such as 300 K or [300 K, 600 K]")
+    ramp_to_K: Temperature | None = Field(
+        default=None, alias="ramp_to", description="Here the thermostat goes from T in a walk; null: it stays"
+    )
     time_fs: Time | None = Field(default=None, alias="time", description="Length of each walk; or a ladder")
     ladder_fs: Annotated[tuple[Time, ...], Field(min_length=1)] | None = Field(
         default=None,

@@ -114,6 +114,7 @@ BROKEN = [
     ("2 ps}", "2 ps, barostat_tau: 2 ps}", 19, "md.barostat_tau: has no effect: ensemble nvt has no"),
     ("2 ps}", "2 ps, compressibility_per_GPa: 1.0}", 19, "compressibility_per_GPa: has no effect: ens"),
     ("2 ps}", "2 ps, ensemble: npt, barostat_tau: 2 fs}", 19, "barostat_tau: found 2 fs, which is 4 steps"),
+    ("2 ps}", "2 ps, ensemble: nve, ramp_to: 900 K}", 19, "md.ramp_to: has no effect: a ramp is for nvt"),
     ("2 ps}", "2 ps, ensemble: npt, pressure: 1}", 19, 'md.pressure: found 1, a bare number; write "1 GPa"'),
     ("2 ps}", "2 ps, ensemble: npt, pressure: 1 fs}", 19, 'found "1 fs", which is a time; write a pressure'),
     ("2 ps}", "2 ps, ensemble: npv}", 19, "explore[0].md.ensemble: found 'npv'; did you mean 'nvt'?"),

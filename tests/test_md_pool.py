@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from alchemy_policies.base import PolicyError
 from alchemy_policies.testing import ToyCommittee
-from ase import Atoms
+from ase import Atoms, units
 from ase.constraints import FixAtoms
 from md_scripts import LABEL, NPT, WATER, Scripted, crowd, crystals, explore, options
 
@@ -39,7 +39,7 @@ def same(one, other):
         np.testing.assert_array_equal(a.atoms.cell, b.atoms.cell)
 
 
-@pytest.mark.parametrize("bath", [{"ensemble": "nve"}, {}, {"thermostat": "bussi"}])
+@pytest.mark.parametrize("bath", [{"ensemble": "nve"}, {}, {"thermostat": "bussi"}, {"ramp_to_K": 900.0}])
 def test_results_do_not_depend_on_how_many_walk_side_by_side(bath):
     starts, homes = mixed_starts()
     found, batches = [], []
@@ -57,6 +57,23 @@ def test_results_do_not_depend_on_how_many_walk_side_by_side(bath):
     assert [w.walker for w in found[0].walkers] == [0, 1, 2, 3, 4]
     for other in found[1:]:
         same(found[0], other)
+
+
+def test_on_a_ramp_atoms_are_as_hot_as_the_bath_of_their_step():
+    starts, homes = crowd(40)
+    ramp = {"temperatures_K": (100.0,), "ramp_to_K": 900.0, "friction_per_fs": 0.05}
+    ramp |= {"time_fs": 800.0, "timestep_fs": 1.0}
+    apart = {"guards": {"pair_factor": 1e-3}}  # each atom has a well of its own
+    found = explore(options(**ramp | apart, walkers=40, samples=1), starts, Scripted(homes))
+    assert [w.outcome for w in found.walkers] == ["finished"] * 40
+    assert max(abs(w.drift_eV_per_atom) for w in found.walkers) < 0.02  # what the bath gives is counted
+    for step, bath_K in ((400, 500.0), (800, 900.0)):
+        frames = [c for c in found.candidates if c.step == step]
+        assert {c.temperature_K for c in frames} == {bath_K}
+        assert len(frames) == 40
+        squares = np.mean([(c.atoms.positions - WATER.positions) ** 2 for c in frames])
+        # k<x²> = kT in a well of 2 eV/Å²; 360 coordinates scatter by 7 %, and the bath is ahead by some 5 %
+        assert 2.0 * squares / units.kB == pytest.approx(bath_K, rel=0.3)
 
 
 def test_a_place_is_taken_at_the_next_check_and_member_forces_stay_rare():

@@ -19,7 +19,7 @@ from .context import Context
 # fields of the campaign's block that are options of the explorer by the same name
 _AS_THEY_ARE = (
     "timestep_fs", "walkers", "batch_atoms", "check_every", "ensemble", "thermostat",
-    "friction_per_fs", "tau_fs", "barostat_tau_fs", "compressibility_per_GPa",
+    "friction_per_fs", "tau_fs", "barostat_tau_fs", "compressibility_per_GPa", "ramp_to_K",
 )  # fmt: skip
 
 

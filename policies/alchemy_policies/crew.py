@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -61,7 +61,7 @@ class Crew:
     def _of(cls, walkers: list[Walker], rules: Rules, state: State) -> Crew:
         crowd = Crowd.of(
             [w.inverse_mass for w in walkers],
-            [w.temperature_K for w in walkers],
+            _baths(walkers, rules),
             conserving=rules.integrator.conserving,
         )
         volumes = np.array([abs(w.start.cell.volume) for w in walkers])
@@ -106,6 +106,8 @@ class Crew:
     def step(self) -> tuple[Crew, int]:
         """One step of everybody: who runs on, and how many were evaluated."""
         integrator, rules = self.rules.integrator, self.rules
+        if any(walker.ramp_K_per_step for walker in self.walkers):
+            self.crowd = replace(self.crowd, temperature_K=np.array(_baths(self.walkers, rules)))
         rngs = [walker.rng for walker in self.walkers]
         integrator.to_new_positions(self.crowd, self.state, rngs)
         for walker in self.walkers:
@@ -209,3 +211,7 @@ class Crew:
             (w, slice(end - len(w.start), end)) for w, end in zip(self.walkers, ends, strict=True)
         ]
 
+
+def _baths(walkers: Sequence[Walker], rules: Rules) -> list[float]:
+    """K. Of a ramp as at the walker's last check, so that it does not depend on when others end."""
+    return [w.bath_K(w.steps // rules.check_every * rules.check_every) for w in walkers]

@@ -37,6 +37,7 @@ class MolecularDynamics:
     abort_above_eV_per_A: float  # expected error beyond which the trajectory means nothing
     energy_spread_above_eV_per_atom: float | None = None  # is worth a label too; None: no veto
     temperatures_K: tuple[float, ...] = (300.0, 600.0)
+    ramp_to_K: float | None = None  # nvt: the bath goes there linearly, over `time_fs`; None: it stays
     time_fs: float = 1000.0
     timestep_fs: float = 0.5  # a C-H stretch takes 11 fs
     ensemble: str = "nvt"  # or "nve", "npt"
@@ -99,6 +100,11 @@ class MolecularDynamics:
         if not self.temperatures_K or not all(t > 0 for t in self.temperatures_K):
             raise PolicyError(
                 f"temperatures_K is {self.temperatures_K}: give one or more above zero"
+            )
+        if self.ramp_to_K is not None and not (self.ramp_to_K > 0 and self.ensemble == "nvt"):
+            raise PolicyError(
+                f"ramp_to_K is {self.ramp_to_K} with ensemble {self.ensemble}; it needs a temperature above "
+                "zero and nvt"
             )
 
     def __call__(
@@ -202,6 +208,7 @@ class MolecularDynamics:
                     conserving=integrator.conserving,
                     guards=self.guards,
                     rng=stream,
+                    ramp=None if self.ramp_to_K is None else (self.ramp_to_K, self.steps),
                 )
             )
         return walkers

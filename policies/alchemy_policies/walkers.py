@@ -64,6 +64,7 @@ class Walker:
     inverse_mass: np.ndarray  # 0 for a fixed atom
     degrees_of_freedom: int
     hot_limit_K: float
+    ramp_K_per_step: float = 0.0
     outcome: str = ""  # empty while it runs
     steps: int = 0
     conserved_eV: tuple[float, float] | None = None  # at the start, and at the last check
@@ -75,6 +76,10 @@ class Walker:
     sound: Frame | None = None  # the last frame that neither a guard nor `abort_above` objected to
     worst_eV_per_A: float = math.nan
     offers: dict[int, Candidate] = field(default_factory=dict)  # by step: a frame is offered once
+
+    def bath_K(self, step: int) -> float:
+        """Temperature of the thermostat at a step."""
+        return self.temperature_K + self.ramp_K_per_step * step
 
     def check(
         self,
@@ -167,7 +172,7 @@ class Walker:
             walker=self.index,
             step=frame.step,
             time_fs=frame.step * self.timestep_fs,
-            temperature_K=self.temperature_K,
+            temperature_K=self.bath_K(frame.step),
             expected_error_eV_per_A=frame.expected_error_eV_per_A,
         )
 
@@ -194,10 +199,12 @@ def make_walker(
     conserving: bool,
     guards: Guards,
     rng: np.random.Generator,
+    ramp: tuple[float, int] | None = None,
 ) -> Walker:
     """A walker at rest; `start` is its place among the starts and the structure.
 
     Args:
+        ramp: temperature (K) that its thermostat reaches, linearly, and after how many steps.
         conserving: its total momentum stays zero, see `degrees_of_freedom`.
     """
     start_index, atoms = start
@@ -206,6 +213,8 @@ def make_walker(
         raise PolicyError(f"start {start_index} needs atoms, each with a positive mass")
     inverse_mass = np.where(fixed_atoms(atoms), 0.0, 1 / masses)
     freedom = degrees_of_freedom(inverse_mass, conserving=conserving)
+    end_K, steps = ramp or (temperature_K, 1)
+    hottest_K = max(temperature_K, end_K)
     return Walker(
         index=index,
         start_index=start_index,
@@ -216,7 +225,8 @@ def make_walker(
         reference=Reference.of(atoms, guards),
         inverse_mass=inverse_mass,
         degrees_of_freedom=freedom,
-        hot_limit_K=hot_limit(temperature_K, freedom, ratio=guards.max_temperature_ratio),
+        hot_limit_K=hot_limit(hottest_K, freedom, ratio=guards.max_temperature_ratio),
+        ramp_K_per_step=(end_K - temperature_K) / steps,
     )
 
 
