@@ -16,6 +16,11 @@ from alchemy.config_structure_checks import problems_of_block, reico_warnings
 from tace.documents import Loc, Problem
 from tace.wording import hint
 
+REASONS = (  # with which our explorers offer frames: docs/dynamics.md, `reico`, `hopping`, `ts.search`
+    "sampled", "crossed", "energy-spread", "last-good", "failed", "survivor", "born", "along", "relaxed",
+    "minimum", "end", "path", "climb", "saddle", "unconfirmed-saddle", "surplus-mode", "along-mode",
+)  # fmt: skip
+
 if TYPE_CHECKING:
     from alchemy.config import Campaign
 
@@ -62,7 +67,18 @@ def warnings_of(campaign: Campaign) -> list[str]:
         )
     if campaign.select.random == 0:
         found.append("select.random: 0; then no error estimate is free of selection bias")
+    found += _idle_quotas(campaign)
     return found + reico_warnings(campaign)
+
+
+def _idle_quotas(campaign: Campaign) -> Iterator[str]:
+    """Quotas of what no explorer of the file offers; another package's may offer anything."""
+    if any(item.plugin is not None for item in campaign.explore):
+        return
+    known = (*(item.kind for item in campaign.explore), *REASONS)
+    for name in campaign.select.quota:
+        if name not in known:
+            yield f"select.quota.{name}: no explorer and no reason is called so; {hint(name, known)}"
 
 
 def _fidelity_flags(campaign: Campaign) -> Iterator[Problem]:

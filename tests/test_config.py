@@ -300,3 +300,6 @@ def test_warnings_name_what_is_allowed_and_probably_not_meant(folder):
     text = re.sub(r"test:\n.*\n.*\n", "", GOOD).replace("rounds: 2", "force_rmse: 10 meV/A")
     found = campaign_warnings(load_campaign_text(text, "c.yaml", folder))
     assert [line.split(":")[0].split()[0] for line in found] == ["test", "select.threshold"]
+    quota = GOOD.replace("per_round: ", "quota: {mdd: 0.5, failed: 0.2, md: 0.9}, per_round: ")
+    (line,) = campaign_warnings(load_campaign_text(quota, "c.yaml", folder))
+    assert line == "select.quota.mdd: no explorer and no reason is called so; did you mean 'md'?"
