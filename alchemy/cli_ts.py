@@ -76,7 +76,8 @@ END_LABELS = 12
     "--label-above",
     type=click.FloatRange(min=0, min_open=True),
     metavar="eV/Å",
-    help="Expected error at which a committee's search stops; ten times as much ends it at once. "
+    help="Expected error at which a committee's search stops, from the 20th step of each of its parts on; "
+    "ten times as much ends it without a second look. A saddle found before is told with its error. "
     f"Default: {LABEL_ABOVE_eV_per_A}, with --labels {WITH_LABELS_eV_per_A}.",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)

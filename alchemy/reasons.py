@@ -21,6 +21,7 @@ WORDS = {
     "error": "for its expected error",
     "coverage": "because it holds atoms in surroundings that training hardly had",
     "energy-spread": "because the members disagree on its energy, though not on its forces",
+    "saddle": "as the saddle of a reaction, whose label says whether the model is right there",
     "random": "in the random slice, which keeps the error estimate honest",
     "near-duplicate": "a frame like it is trained on or was bought in the same round (select.dedup)",
     "near-test": "a frame like it is in the test set: trained on, it would flatter the test error",
@@ -96,7 +97,7 @@ def _event(home: Home, snapshot: Snapshot, event: EventRow) -> Iterator[str]:
     if event.kind == "candidate":
         parent = f", started from {event.parent_uid[:12]}" if event.parent_uid else ""
         step = f" at step {event.step}" if event.step >= 0 else ""
-        heat = f" of {event.temperature_K:.0f} K" if np.isfinite(event.temperature_K) else ""
+        heat = f" of {event.temperature_K:.0f} K" if event.temperature_K > 0 else ""  # 0: no walk
         yield f"{here}offered by {event.sampler}{heat} ({event.reason}){step}{parent}"
     elif event.kind == "selected":
         yield f"{here}selected {WORDS.get(event.reason, event.reason)}"

@@ -11,10 +11,11 @@ from alchemy_policies import testing
 from ase.io import read, write
 from user_campaign import campaign_folder, edited
 
+from alchemy import reasons
 from alchemy.cli import main
 from alchemy.config_select import Select
 from alchemy.selection import divide, make_selector, pool_bytes, read_pool
-from alchemy.store import Store
+from alchemy.store import EventRow, Store
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +103,14 @@ def test_why_answers_for_every_frame_of_the_store(done, capsys):
     by_key = said(capsys, "why", str(done), f"job:{row.key[:16]}")
     assert by_key["about"] == one
     assert by_key["labels"][0]["key"] == row.key
+
+
+def test_a_saddle_is_no_word_of_code_and_has_no_temperature():
+    found = {"round": 1, "step": 20, "temperature_K": 0.0, "time": 0.0}
+    offered = EventRow("1a2b", "candidate", sampler="ts", reason="saddle", **found)
+    (line,) = reasons._event(None, None, offered)
+    assert line == "round 1: offered by ts (saddle) at step 20"
+    assert "label says whether the model is right" in reasons.WORDS[offered.reason]
 
 
 def test_why_stop_names_the_rule_and_what_every_round_measured(done, capsys):
