@@ -171,11 +171,12 @@ def bond_changes(frames: Sequence[Atoms], *, hold: int = 3) -> list[BondChange]:
 
 def _lasting(states: Sequence[Bonds], hold: int) -> list[BondChange]:
     changes: list[BondChange] = []
-    known, known_at = states[0], 0
+    known, held = states[0], list[int]()
     for n, state in enumerate(states):
         if state == known:
-            known_at = n
+            held.append(n)
         elif n + hold <= len(states) and all(s == state for s in states[n : n + hold]):
-            changes.append(BondChange(known_at, n, state - known, known - state))
-            known, known_at = state, n
+            before = held[max(-hold, -len(held))]
+            changes.append(BondChange(before, n + hold - 1, state - known, known - state))
+            known, held = state, [n]
     return changes
