@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +63,11 @@ END_LABELS = 12
 @click.option(
     "--records", type=WHERE, metavar="DIR", help="Where --labels keeps them. Default: --out with .labels."
 )
-@click.option("--method", type=click.Choice(METHODS), default="neb+dimer", show_default=True)
+@click.option(
+    "--method",
+    type=click.Choice(METHODS),
+    help="Default: neb+dimer; with --labels neb+sella where Sella is installed.",
+)
 @click.option("--images", type=click.IntRange(min=1), default=7, show_default=True, help="Between the ends.")
 @click.option(
     "--fmax",
@@ -209,12 +214,17 @@ def _explorer(options: dict[str, Any]) -> TransitionStates:
         label_above_eV_per_A=above,
         abort_above_eV_per_A=10 * above,
         search=SearchOptions(
-            method=options["method"],
+            method=options["method"] or _method(with_labels=options["labels"] is not None),
             images=options["images"],
             fmax_eV_per_A=options["fmax"],
             neb_fmax_eV_per_A=max(0.15, options["fmax"]),
         ),
     )
+
+
+def _method(*, with_labels: bool) -> str:
+    """On a surface that is put right at labels Sella took 4 labels from a guess of HCN, the dimer 10."""
+    return "neb+sella" if with_labels and find_spec("sella") else "neb+dimer"
 
 
 def _searches(
