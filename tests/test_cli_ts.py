@@ -10,10 +10,12 @@ from alchemy_policies.ts.surface import fixed_atoms
 from ase.io import read, write
 from ts_helpers import HCN, adatom
 
+from alchemy import cli_ts
 from alchemy.cli import main
 from alchemy.ts_report import frequency
 
-FEW = ("a.extxyz", "b.extxyz", "--labeler", "emt", "--labels", "9")
+# the dimer: Sella brings jax, whose threads do not bear the forks of other tests in this process
+FEW = ("a.extxyz", "b.extxyz", "--labeler", "emt", "--method", "neb+dimer", "--labels", "9")
 
 
 @pytest.fixture
@@ -99,6 +101,13 @@ def test_a_surface_that_is_right_already_costs_one_label_per_stationary_point(en
     assert (code, row["ended"], row["members"]) == (0, "agreed", 1)
     assert (row["labels"], row["end_labels"], row["ends"]) == (1, 2, ["at-rest", "at-rest"])
     assert row["labelled_barrier_eV"] == pytest.approx(0.23407, abs=2e-3)  # ends rest at 0.05 eV/Å
+
+
+@pytest.mark.parametrize(("there", "method"), [(True, "neb+sella"), (False, "neb+dimer")])
+def test_few_labels_climb_by_sella_where_it_is_installed(monkeypatch, there, method):
+    monkeypatch.setattr(cli_ts, "find_spec", lambda name: there and name == "sella" or None)
+    assert cli_ts._method(with_labels=True) == method
+    assert cli_ts._method(with_labels=False) == "neb+dimer"
 
 
 @pytest.mark.parametrize(
