@@ -105,7 +105,7 @@ def test_a_surface_that_is_right_already_costs_one_label_per_stationary_point(en
 
 @pytest.mark.parametrize(("there", "method"), [(True, "neb+sella"), (False, "neb+dimer")])
 def test_few_labels_climb_by_sella_where_it_is_installed(monkeypatch, there, method):
-    monkeypatch.setattr(cli_ts, "find_spec", lambda name: there and name == "sella" or None)
+    monkeypatch.setattr(cli_ts, "find_spec", lambda name: (there and name == "sella") or None)
     assert cli_ts._method(with_labels=True) == method
     assert cli_ts._method(with_labels=False) == "neb+dimer"
 
