@@ -108,7 +108,7 @@ def ts(reactant: Path | None, product: Path | None, out: Path, as_json: bool, **
     Example:
       alchemy ts start.xyz end.xyz --model models/ --out path.extxyz
       alchemy ts start.xyz end.xyz --labeler tblite --set method=GFN2-xTB
-      alchemy ts start.xyz end.xyz --labels 12 --labeler pyscf --set xc=pbe --on tblite
+      alchemy ts start.xyz end.xyz --labels 12 --labeler pyscf --set method=PBE --on tblite
       alchemy ts --network reactions.yaml --model models/ --json
 
     Exit code 0: every reaction has its saddle; 5: not all.

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from alchemy_policies import PolicyError
 from alchemy_policies.ts import Label, Reaction, Refinement, TransitionStates, refine_saddle, summary
 from alchemy_policies.ts.ends import Learnt
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from alchemy import tasks
-from alchemy.errors import InputError
 from alchemy.identity import label_key, structure_uid
 from alchemy.labelers.base import fingerprint, make_labeler
 from alchemy.records import FILE_NAME, atoms_to_document, finite_or_none
@@ -89,12 +89,11 @@ def refined(
     path are labelled before the first search; a guess always is.
 
     Raises:
-        InputError: there is nothing to begin from.
-        PolicyError: the ends cannot be joined.
+        PolicyError: there is nothing to begin from; the ends cannot be joined.
     """
     alone = reaction.product is None and not (reaction.is_guess or reaction.guess is not None)
     if first is None and alone:
-        raise InputError(
+        raise PolicyError(
             f"reaction '{reaction.name}' has one end alone; --labels without --model or --on needs both "
             "ends, or --guess"
         )

@@ -17,19 +17,21 @@ from alchemy_policies.ts.reactions import distance_between
 from alchemy_policies.ts.tether import SAME_SADDLE_A
 from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
-from ts_helpers import HIGH_BARRIER, HOP, LEFT, MIDDLE, RIGHT, MullerBrown, Triangle, at, explore
+from ts_helpers import (
+    HIGH_BARRIER,
+    HOP,
+    LEFT,
+    MIDDLE,
+    RIGHT,
+    MullerBrown,
+    Triangle,
+    at,
+    explore,
+    labelled,
+)
 
 CHEAP = Triangle(stiff=0.7, shift=0.2)
 GUESS = Atoms("HCC", [[0.05, 0.6, 0.0], [-1.05, 0.0, 0.0], [1.1, 0.0, 0.0]])
-
-
-def labelled(frames, calculator) -> list[Label]:
-    found = []
-    for atoms in frames:
-        work = atoms.copy()
-        work.calc = calculator
-        found.append(Label(work.get_potential_energy(), work.get_forces(apply_constraint=False)))
-    return found
 
 
 def loop(label=lambda frames: labelled(frames, Triangle()), **settings):

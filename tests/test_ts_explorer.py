@@ -8,9 +8,21 @@ from alchemy_policies import PolicyError, TransitionStates
 from alchemy_policies.calculators import CalculatorSessions
 from alchemy_policies.calibration import Calibration
 from alchemy_policies.testing import check_explorer
-from alchemy_policies.ts import Label, Reaction, refine_saddle
+from alchemy_policies.ts import refine_saddle
 from alchemy_policies.ts.refine import agrees
-from ts_helpers import HCN, HIGH, HIGH_BARRIER, LEFT, MIDDLE, MullerBrown, at, explore, outcomes
+from ts_helpers import (
+    HCN,
+    HIGH,
+    HIGH_BARRIER,
+    HOP,
+    LEFT,
+    MIDDLE,
+    MullerBrown,
+    at,
+    explore,
+    labelled,
+    outcomes,
+)
 
 QUICK = {"climb_steps": 20, "neb_steps": 20, "images": 3}
 
@@ -101,17 +113,8 @@ def test_constraints_that_would_be_ignored_are_refused():
 
 # the loop of labels --------------------------------------------------------------------------------
 
-HOP = Reaction("hop", at(LEFT), at(MIDDLE))
-
-
 def truth(frames):
-    calculator = MullerBrown()
-    labels = []
-    for atoms in frames:
-        work = atoms.copy()
-        work.calc = calculator
-        labels.append(Label(work.get_potential_energy(), work.get_forces(apply_constraint=False)))
-    return labels
+    return labelled(frames, MullerBrown())
 
 
 def student(labels: int):

@@ -14,7 +14,7 @@ from alchemy_policies.ts.search import SearchResult
 from alchemy_policies.ts.tether import BEYOND, LEAST_A, MOST_A, Tether, next_radius
 from alchemy_policies.ts.watch import Offer
 from ase import Atoms
-from ts_helpers import LOW, MIDDLE, RIGHT, MullerBrown, Triangle, at, surface_of, watch
+from ts_helpers import LOW, MIDDLE, RIGHT, MullerBrown, Triangle, at, labelled, surface_of, watch
 
 STEP_A = 0.1  # of the dimer
 
@@ -83,12 +83,7 @@ CHEAP = Triangle(stiff=0.6, shift=0.4)
 
 
 def label(frames) -> list[Label]:
-    found = []
-    for atoms in frames:
-        work = atoms.copy()
-        work.calc = Triangle()
-        found.append(Label(work.get_potential_energy(), work.get_forces()))
-    return found
+    return labelled(frames, Triangle())
 
 
 def loop(max_labels: int):

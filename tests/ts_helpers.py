@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 from alchemy_policies.calculators import CalculatorSessions
 from alchemy_policies.calibration import Calibration
-from alchemy_policies.ts import Reaction, Surface, TransitionStates, Watch
+from alchemy_policies.ts import Label, Reaction, Surface, TransitionStates, Watch
 from ase import Atoms
 from ase.build import add_adsorbate, fcc100, molecule
 from ase.calculators.calculator import Calculator, all_changes
@@ -144,3 +144,13 @@ def turned_methyl(degrees: float) -> Atoms:
 HCN = Atoms("HCN", [[-1.07, 0, 0], [0, 0, 0], [1.15, 0, 0]])
 HNC = Atoms("HCN", [[2.17, 0, 0], [0, 0, 0], [1.17, 0, 0]])
 HOP = Reaction("hop", at(LEFT), at(MIDDLE))
+
+
+def labelled(frames, calculator) -> list[Label]:
+    """What a calculator says of each, forces on fixed atoms included."""
+    found = []
+    for atoms in frames:
+        work = atoms.copy()
+        work.calc = calculator
+        found.append(Label(work.get_potential_energy(), work.get_forces(apply_constraint=False)))
+    return found

@@ -143,7 +143,7 @@ def _options(
 
 @dataclass(frozen=True)
 class BondChange:
-    """A reaction that was seen: the frames before and after, and which bonds it made and broke."""
+    """A reaction that was seen: a frame before and one after, and which bonds it made and broke."""
 
     before: int
     after: int
@@ -155,7 +155,8 @@ def bond_changes(frames: Sequence[Atoms], *, hold: int = 3) -> list[BondChange]:
     """Bond changes along frames of one trajectory, each that lasts for `hold` frames.
 
     A bond forms below `FORMED` and breaks above `BROKEN` × the sum of the radii; in between it is what
-    it was. `before` is the last frame of the old state that held, `after` the first of the new one.
+    it was. `before` and `after` are frames of the old and the new state, `hold` frames from the change: those
+    beside it lie near the ridge, where a relaxation may fall to the wrong side.
     """
     if not frames:
         return []
